@@ -19,7 +19,6 @@ Conventions, used by all files of this project:
 Reading order: noise → SPADE → generator → discriminator → checkpoints.
 """
 
-import math
 import pickle
 import zipfile
 from pathlib import Path
@@ -98,6 +97,20 @@ def convolution(in_channels, out_channels, kernel, spectral, bias=True):
     if bias:
         nn.init.zeros_(layer.bias)
     return spectral_norm(layer) if spectral else layer
+
+
+@torch.no_grad()
+def scale_weights(network, factor):
+    """Multiply every convolution weight; a factor of 50 turns the initial gain of 0.02 into 1.
+
+    A spectrally normalised layer computes the same as before, but learns differently: a step of Adam has
+    about the size of the learning rate, whatever the weight's. It turns a small weight far and a
+    large one little. The paper's small weights settle during its first thousands of steps; a training
+    of a few hundred has no time for that.
+    """
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.mul_(factor)
 
 
 class SPADE(nn.Module):
@@ -433,3 +446,36 @@ def load_released_discriminator(path):
     except (KeyError, TypeError, AttributeError, ValueError) as e:
         raise CheckpointError(f"{path}: not a discriminator of the authors' released code") from e
     return restore(Discriminator(num_classes, channels), state, path)
+
+
+# ---- python oasis.py -------------------------------------------------------------------------------
+
+
+def print_shapes(network, *inputs):
+    """One line per stage of a network: its name and the shape it hands on."""
+    for name, module in network.named_modules():
+        stage = name in ("first", "last") or name.rpartition(".")[0] in ("blocks", "encoder", "decoder")
+        if stage:
+            module.register_forward_hook(
+                lambda _, __, output, name=name: print(f"    {name:12s} {tuple(output.shape)}"))
+    network(*inputs)
+
+
+def main():
+    """The shape ladder of the paper's ADE20K model, and the parameter counts of its three datasets."""
+    with torch.device("meta"):      # tensors with a shape and no numbers: instant, and free
+        G, D = Generator(151), Discriminator(151)
+        labels, noise = torch.zeros(1, 256, 256, dtype=torch.int64), torch.zeros(1, 64)
+        print("Generator, ADE20K: label map (1, 256, 256) and noise (1, 64)")
+        print_shapes(G, labels, noise)
+        print("Discriminator, ADE20K: image (1, 3, 256, 256); the last of 152 channels is 'fake'")
+        print_shapes(D, torch.zeros(1, 3, 256, 256))
+        print("\nParameters              N   generator  discriminator        both   (Table 1: 94M)")
+        for name, n in (("ADE20K", 151), ("COCO-Stuff", 183), ("Cityscapes", 35)):
+            g, d = (sum(p.numel() for p in network(n).parameters())
+                    for network in (Generator, Discriminator))
+            print(f"  {name:16s} {n:6d}  {g:10,}  {d:13,}  {g + d:10,}")
+
+
+if __name__ == "__main__":
+    main()

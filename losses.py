@@ -1,0 +1,108 @@
+"""The losses of OASIS: weighted (N+1)-class cross-entropy (Eq. 1 and Eq. 2) and LabelMix.
+
+    python losses.py       # draws losses.png: one LabelMix example and the class weights of a batch
+
+The whole supervision of both networks (Sec. 2):
+
+    D minimises   real_loss(D(x), t)  +  fake_loss(D(G(z, t)))  +  λ · labelmix_loss      (Eq. 1 + L_cons)
+    G minimises   real_loss(D(G(z, t)), t)                                                (Eq. 2)
+
+For D every pixel of a photograph x belongs to the class its label map t names, and every pixel of a
+generated image to class N + 1, "fake". G wants D to read the label map back from its image. A usual
+discriminator answers one bit per image or patch; this one tells G, for every pixel, which class it
+saw instead of the right one.
+
+Conventions (see oasis.py): logits are (B, N+1, H, W) with "fake" in the last channel; the paper counts
+its classes from 1, so its c = N + 1 is channel N here. Label maps are (B, H, W) int64. The sums over
+i, j in Eq. 1 and 2 are taken as means over pixels, so that losses do not depend on the image size.
+"""
+
+import torch
+import torch.nn.functional as F
+
+# ---- Class balance: the α_c of Eq. 1 ---------------------------------------------------------------
+
+
+def class_weights(labels, num_classes, ignore_label=None):
+    """α_c, "the inverse of the per-pixel class frequency", counted in this batch (Sec. 2).
+
+        α_c = B·H·W / (K · pixels of class c),      K = number of classes present
+
+    Each class that is present contributes the same total weight, so a traffic light matters as much as
+    the sky. Where nothing is unlabelled the weights average to 1 over the pixels, which keeps
+    the real terms at the size of the fake term. Absent classes and `ignore_label` get 0.
+
+    labels: (B, H, W) int64. Returns (num_classes,) float32 on the labels' device.
+    """
+    ids = labels.flatten()
+    # scatter_add counts without making a GPU wait for the CPU, which bincount would.
+    counts = torch.zeros(num_classes, device=ids.device, dtype=torch.int64)
+    counts.scatter_add_(0, ids, torch.ones_like(ids))
+    if ignore_label is not None:
+        counts[ignore_label] = 0
+    present = counts > 0
+    return present * ids.numel() / (present.sum() * counts).clamp(min=1)     # 0 for the absent
+
+
+# ---- The (N+1)-class cross-entropy -----------------------------------------------------------------
+
+
+def real_loss(logits, labels, weights):
+    """First term of Eq. 1 where logits = D(x); all of Eq. 2 where logits = D(G(z, t)).
+
+        − mean over images and pixels of   Σ_{c=1..N} α_c · t_{i,j,c} · log D(·)_{i,j,c}
+
+    t is one-hot, so the sum over c picks one term: the class the label map names. The softmax runs
+    over all N+1 channels: calling a pixel "fake" takes probability away from its class. That is how
+    one formula serves as D's reward for reading a photograph and as G's for passing as one.
+
+    logits (B, N+1, H, W), labels (B, H, W) int64, weights (N,). Returns a scalar.
+    """
+    cross_entropy = F.cross_entropy(logits, labels, reduction="none")      # (B, H, W)
+    # The mean runs over all pixels, those of weight 0 included. F.cross_entropy(weight=…) would
+    # divide by the sum of the weights instead, which the authors found to work worse.
+    return (weights[labels] * cross_entropy).mean()
+
+
+def fake_loss(logits):
+    """Second term of Eq. 1, logits = D(G(z, t)):  − mean over pixels of  log D(G(z, t))_{i,j,N+1}.
+
+    No class weights here: a generated image has only one class, fake. logits (B, N+1, H, W).
+    """
+    fake_class = torch.full_like(logits[:, 0], logits.shape[1] - 1, dtype=torch.int64)
+    return F.cross_entropy(logits, fake_class)
+
+
+# ---- LabelMix (Sec. 2, "LabelMix regularization") --------------------------------------------------
+#
+# Cut a generated image along the borders of its label map, put the photograph's segments in some of the
+# holes, and D should say of every segment what it said before: its opinion of a segment must not
+# depend on whether the neighbour is real. CutMix does this with rectangles. Cutting along class
+# borders leaves no seam that a label map would not have too, so D cannot look for seams and has to
+# look at content and at the shape of the borders.
+
+
+def labelmix_mask(labels, num_classes, generator=None):
+    """M: one fair coin for each class of each image decides for all of the class's pixels.
+
+    The coins are thrown into a (B, N) table first and looked up by label afterwards, so the classes of
+    an image are independent of each other. labels (B, H, W) int64; `generator`: a CPU torch.Generator.
+    Returns (B, 1, H, W) float32: 1 takes the real image, 0 the generated one.
+    """
+    coins = torch.randint(0, 2, (len(labels), num_classes), generator=generator).to(labels.device)
+    mask = coins.gather(1, labels.flatten(1)).view_as(labels)
+    return mask[:, None].float()
+
+
+def labelmix(real, fake, mask):
+    """LabelMix(x, x̂, M) = M ⊙ x + (1 − M) ⊙ x̂, for images or logits (B, C, H, W), mask (B, 1, H, W)."""
+    return torch.where(mask > 0, real, fake)    # M is 0 or 1: a choice per pixel, and cheaper than ⊙
+
+
+def labelmix_loss(logits_of_mix, logits_real, logits_fake, mask):
+    """L_cons = ‖ D(LabelMix(x, x̂, M)) − LabelMix(D(x), D(x̂), M) ‖², on logits, before the factor λ.
+
+    The mean over pixels and channels stands for the norm. All three logits (B, N+1, H, W) carry
+    gradients: D may change its mind about the mix or about the originals.
+    """
+    return F.mse_loss(logits_of_mix, labelmix(logits_real, logits_fake, mask))
