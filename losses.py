@@ -106,3 +106,46 @@ def labelmix_loss(logits_of_mix, logits_real, logits_fake, mask):
     gradients: D may change its mind about the mix or about the originals.
     """
     return F.mse_loss(logits_of_mix, labelmix(logits_real, logits_fake, mask))
+
+
+# ---- python losses.py ------------------------------------------------------------------------------
+
+
+def main(path="losses.png"):
+    """Draw one LabelMix example and the class weights of a batch of eight drawn scenes."""
+    import matplotlib           # only this picture needs these
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    import toy
+
+    # Two moods of one scene stand for x and x̂: the same label map, other colours everywhere.
+    scenes = [toy.draw_scene(0, i, 128, 128, mood=("noon", "clear", "summer")) for i in range(8)]
+    x, labels = (torch.from_numpy(a.copy()).long() for a in scenes[0])
+    x_hat = torch.from_numpy(toy.draw_scene(0, 0, 128, 128, mood=("dusk", "clear", "autumn"))[0].copy())
+    mask = labelmix_mask(labels[None], len(toy.CLASSES), torch.Generator().manual_seed(2))
+    mix = labelmix(x.permute(2, 0, 1), x_hat.long().permute(2, 0, 1), mask[0]).permute(1, 2, 0)
+    batch = torch.stack([torch.from_numpy(scene[1].copy()).long() for scene in scenes])
+    weights = class_weights(batch, len(toy.CLASSES), ignore_label=0)
+    share = torch.bincount(batch.flatten(), minlength=len(toy.CLASSES)) / batch.numel()
+
+    figure = plt.figure(figsize=(12, 5.2))
+    for i, (title, image) in enumerate([
+            ("label map t", toy.PALETTE[labels]), ("real x", x), ("generated x̂ (stand-in)", x_hat),
+            ("M: one coin per class", mask[0, 0]), ("M ⊙ x + (1 − M) ⊙ x̂", mix)]):
+        axis = figure.add_subplot(2, 5, i + 1)
+        axis.imshow(image, cmap="gray")
+        axis.set_title(title, fontsize=10)
+        axis.axis("off")
+    for i, (title, values) in enumerate([("share of the pixels", share), ("class weight α", weights)]):
+        axis = figure.add_subplot(2, 2, 3 + i)
+        axis.bar(toy.CLASSES, values, color=toy.PALETTE / 255)
+        axis.set_title(title, fontsize=10)
+        axis.tick_params("x", rotation=45)
+    figure.savefig(path, dpi=80, bbox_inches="tight")
+    print(f"{path}: LabelMix, and class weights from {weights[weights > 0].min():.2f} "
+          f"to {weights.max():.2f}; rare classes weigh more, unknown (α = 0) nothing")
+
+
+if __name__ == "__main__":
+    main()

@@ -5,17 +5,15 @@
     python metrics.py --real photos --fake generated              # two folders, whoever made them
     torchrun --nproc_per_node=8 metrics.py --checkpoint F --data-root D
 
-Every score comes with its protocol in words (network and its weights, size, number of images), because
-scores are only comparable when protocols agree: the same model was measured between 43 and 51 mIoU by
-different people. `*_real` is the same score of real images: the ceiling of mIoU, the floor of distances.
+distances.py has the measures, segmenter.py the network behind mIoU; here they are applied to sets of
+images. Each score comes with its protocol in words (network and weights, size, number of images), because
+scores can only be compared where protocols agree. `*_real` is the same score of real images: the ceiling
+of mIoU, and the floor of a distance, measured between two halves of the real images.
 
-How it is built. Most scores compare two *sets* of images. Each set is reduced to a statistic that adds up
-over images: a sum of outer products (FID), a confusion matrix (mIoU), a histogram (colour, texture).
-So memory does not grow with the number of images, and several processes just add up their statistics.
-
-Conventions: images (B, 3, H, W) in [−1, 1], rounded to the 256 levels of a png before anything is
-measured, so that a run and the pictures saved from it score alike. Statistics are float64. Noise comes
-from one seed per image; no global random state is touched.
+Each set is reduced to statistics that add up over images, so memory does not grow with their number, and
+several processes just add up theirs. Conventions: images (B, 3, H, W) in [−1, 1], rounded to the 256
+levels of a png before anything is measured, so that a run and the pictures saved from it score alike;
+statistics in float64; one noise seed per image; no global random state is touched.
 """
 
 import argparse
@@ -25,387 +23,522 @@ import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-import torchvision
 from PIL import Image
-from torch import nn
-from torch.nn.utils import parametrize
-from torchvision.models import inception
 from tqdm import tqdm
 
 import data
 import oasis
+from distances import (LPIPS, InceptionFeatures, MetricsError, colour_distance, colour_histogram,
+                       frechet_distance, moment_distance, moments, ms_ssim, ms_ssim_scales,
+                       texture_distance, texture_histogram)
+from segmenter import (Segmenter, add_over_processes, class_iou, confusion_matrix, encoder_features,
+                       load_exported, load_segmenter, mean_iou, pixel_accuracy, process,
+                       segmenter_from, train_segmenter, train_segmenter_file, write_safely)
 
-METRICS = {     # name -> what it says; a Scorer computes the ones it is asked for
+METRICS = {     # name -> what it says
     "miou": "mean intersection over union of a fixed segmentation network on generated images ↑",
-    "accuracy": "share of pixels that network names right ↑",
+    "accuracy": "share of pixels that this network names right ↑",
     "fd_segmenter": "Fréchet distance between features of the trained segmenter ↓",
     "fid": "Fréchet Inception distance ↓",
-    "ms_ssim": "structural similarity of images of one label map ↓ (less is more diverse)",
-    "lpips": "perceptual distance of images of one label map ↑ (more is more diverse)",
+    "ms_ssim": "structural similarity of images of one label map ↓ (low: diverse)",
+    "lpips": "perceptual distance of images of one label map ↑ (high: diverse)",
     "colour": "earth mover's distance between LAB histograms ↓ (Fig. 3)",
-    "texture": "χ² distance between local-binary-pattern histograms ↓ (Fig. 3)",
+    "texture": "χ² distance between histograms of local binary patterns ↓ (Fig. 3)",
     "d_miou": "mIoU of OASIS's own discriminator on real images ↑ (Sec. 3: 40.0 on ADE20K)",
 }
+DISTANCES = {"fid": moment_distance, "fd_segmenter": moment_distance, "colour": colour_distance,
+             "texture": texture_distance}
+SAMPLES = 20    # images per label map for the two scores of diversity, as in the paper's Table 2
 
 
-class MetricsError(ValueError):
-    """A score that cannot be computed; the message names the file or value and what is possible."""
+# ---- Sets of images, reduced to statistics ---------------------------------------------------------
 
 
-# ---- Fréchet distance ------------------------------------------------------------------------------
-#
-# FID (Heusel et al., 2017): describe each set of images by the mean and covariance of a network's
-# features, and take the Fréchet distance between the two Gaussians with these moments.
+def quantise(images):
+    """Round images in [−1, 1] to the 256 levels that a png can hold."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
-def moments(features):
-    """Features (n, d) -> (d+1, d+1) float64: Σ [1 f]ᵀ[1 f], which holds n, Σ f and Σ f fᵀ in one matrix.
-
-    Matrices of several batches, or of several processes, simply add up.
-    """
-    rows = F.pad(features.double(), (1, 0), value=1.0)
-    return rows.T @ rows
-
-
-def mean_and_covariance(moment_matrix):
-    """(d+1, d+1) sum of moments() -> mean (d,), covariance (d, d), divided by n − 1."""
-    n, total = moment_matrix[0, 0], moment_matrix[0, 1:]
-    mean = total / n
-    return mean, (moment_matrix[1:, 1:] - torch.outer(total, mean)) / (n - 1)
-
-
-def frechet_distance(mu1, sigma1, mu2, sigma2):
-    """|μ1 − μ2|² + Tr(Σ1 + Σ2 − 2 (Σ1 Σ2)^½) as a float. Tensors or arrays, (d,) and (d, d).
-
-    The matrix Σ1 Σ2 is not symmetric, and a general square root of it is slow, complex by rounding,
-    and fails where a covariance is singular. But only its trace is needed, the sum of the roots of the
-    eigenvalues; and with Σ1 = V diag(λ) Vᵀ those are the eigenvalues of the symmetric matrix
-    λ^½ Vᵀ Σ2 V λ^½. They cannot be negative; what rounding puts below zero is set to zero.
-    """
-    mu1, sigma1, mu2, sigma2 = (torch.as_tensor(t, dtype=torch.float64)
-                                for t in (mu1, sigma1, mu2, sigma2))
-    eigenvalues, vectors = torch.linalg.eigh(sigma1)
-    half = vectors * eigenvalues.clamp(min=0).sqrt()                # V λ^½
-    roots = torch.linalg.eigvalsh(half.T @ sigma2 @ half).clamp(min=0).sqrt()
-    distance = (mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * roots.sum()
-    return max(0.0, distance.item())
-
-
-def moment_distance(a, b):
-    """Fréchet distance between two sums of moments()."""
-    return frechet_distance(*mean_and_covariance(a), *mean_and_covariance(b))
-
-
-# ---- Networks from elsewhere -----------------------------------------------------------------------
-
-INCEPTION = ("https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
-             "pt_inception-2015-12-05-6726825d.pth", "6726825d")
-VGG16 = ("https://download.pytorch.org/models/vgg16-397923af.pth", "397923af")
-LPIPS_LINEAR = ("https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/"
-                "vgg.pth", "a78928a0")
-
-
-def file_hash(path):
-    """The first 8 hex digits of the SHA-256 of a file: enough to tell weights apart."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
-
-
-def fetch(url, digits):
-    """Path of a file in PyTorch's hub folder, downloaded once, its SHA-256 checked every time."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
-    if not path.exists():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, path, digits, progress=False)
-        except (OSError, RuntimeError) as e:        # RuntimeError: the hash of what came is wrong
-            raise MetricsError(f"{url} could not be fetched ({e}); put the file at {path}") from e
-    if file_hash(path) != digits:
-        raise MetricsError(f"{path}: damaged or cut off, its SHA-256 does not begin with {digits}; "
-                           f"delete it, or put {url} there")
-    return path
-
-
-def load_weights(network, path, prefix=""):
-    """Weights from a file into a network built on the meta device; returns it frozen, in eval mode.
-
-    Built there, a network takes neither memory nor random numbers before its weights arrive.
-    prefix: use only the tensors under that name.
-    """
+@contextmanager
+def evaluating(*networks):
+    """Networks in eval mode and no gradients inside; each one's own mode again afterwards."""
+    networks = [network for network in networks if network is not None]
+    modes = [network.training for network in networks]
+    for network in networks:
+        network.eval()
     try:
-        state = oasis.read_tensors(path)
-        state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        for name, buffer in network.named_buffers():
-            if name.endswith("num_batches_tracked"):        # a counter that older files lack
-                state.setdefault(name, torch.zeros((), dtype=buffer.dtype))
-        network.load_state_dict(state, assign=True)
-    except (oasis.CheckpointError, RuntimeError, AttributeError) as e:
-        reason = e if isinstance(e, oasis.CheckpointError) else f"{path}: weights of another network"
-        raise MetricsError(str(reason)) from e
-    return network.requires_grad_(False).eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for network, mode in zip(networks, modes):
+            network.train(mode)
 
 
-def with_pool(block):
-    """torchvision's Inception block with another pooling branch, its last, replaced.
+def my_batches(count, batch_size):
+    """This process's batches of the images 0 … count − 1, as (half, indices).
 
-    The 2015 TensorFlow network leaves the padding out of its average pools, and its very last block
-    takes a maximum instead. torchvision's own branch is computed and dropped: 4 % of the time, for
-    not copying three blocks.
-    """
-    class Block(block):
-        max_pool = False
-
-        def _forward(self, x):
-            pooled = (F.max_pool2d(x, 3, stride=1, padding=1) if self.max_pool else
-                      F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False))
-            return super()._forward(x)[:-1] + [self.branch_pool(pooled)]
-    return Block
-
-
-class InceptionFeatures(nn.Module):
-    """The network of FID: images (B, 3, H, W) in [−1, 1] -> its 2048 pooled features (B, 2048).
-
-    weights: a file in the layout of pytorch-fid's; None: that file, downloaded once and checked.
-    Images are resized to 299×299, bilinear without antialiasing, as FID always did. MetricsError.
-    """
-
-    def __init__(self, weights=None):
-        super().__init__()
-        path = weights or fetch(*INCEPTION)
-        blocks = [inception.BasicConv2d, with_pool(inception.InceptionA), inception.InceptionB,
-                  with_pool(inception.InceptionC), inception.InceptionD,
-                  with_pool(inception.InceptionE), inception.InceptionAux]
-        with torch.device("meta"):
-            network = torchvision.models.Inception3(1008, aux_logits=False, inception_blocks=blocks,
-                                                    init_weights=False)
-        self.network = load_weights(network, path)
-        self.network.Mixed_7c.max_pool = True
-        self.network.fc = nn.Identity()             # what went into the classifier are the features
-        self.weights_hash = file_hash(path)
-        self.eval()
-
-    def forward(self, images):
-        return self.network(F.interpolate(images, (299, 299), mode="bilinear", align_corners=False))
-
-
-class LPIPS(nn.Module):
-    """Learned perceptual distance (Zhang et al., 2018) on VGG16, the paper's measure of diversity.
-
-    Per layer: features of unit length at every pixel, squared differences weighted per channel by
-    linear weights fitted to human judgement, mean over pixels; then the sum over five layers.
-    backbone, linear: files of torchvision's VGG16 and of the weights "vgg v0.1"; None: downloaded.
-    """
-
-    LAYERS = (3, 8, 15, 22, 29)                     # the last ReLU before each pooling
-
-    def __init__(self, backbone=None, linear=None):
-        super().__init__()
-        with torch.device("meta"):
-            network = torchvision.models.vgg16().features[:self.LAYERS[-1] + 1]
-        self.network = load_weights(network, backbone or fetch(*VGG16), "features.")
-        linear = linear or fetch(*LPIPS_LINEAR)
-        try:
-            weights = [oasis.read_tensors(linear)[f"lin{i}.model.1.weight"] for i in range(5)]
-        except (oasis.CheckpointError, KeyError, TypeError) as e:
-            raise MetricsError(f"{linear}: not the linear weights of LPIPS") from e
-        for i, weight in enumerate(weights):
-            self.register_buffer(f"linear{i}", weight)
-        self.register_buffer("mean", torch.tensor([-.030, -.088, -.188]).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor([.458, .448, .450]).view(3, 1, 1))
-        self.weights_hash = file_hash(linear)
-        self.eval()
-
-    def forward(self, images):
-        """(B, 3, H, W) in [−1, 1] -> 5 tensors (B, ·), whose squared Euclidean distances add to LPIPS."""
-        x, embedding = (images - self.mean) / self.std, []
-        for i, layer in enumerate(self.network):
-            x = layer(x)
-            if i in self.LAYERS:
-                unit = x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)
-                # Σ w (a − b)² / pixels is a squared distance between vectors √(w / pixels) · a.
-                scale = getattr(self, f"linear{len(embedding)}") / (x.shape[2] * x.shape[3])
-                embedding.append((unit * scale.sqrt()).flatten(1))
-        return embedding
-
-    def pairwise(self, images):
-        """(B, 3, H, W) -> (B·(B−1)/2,) LPIPS between all pairs."""
-        return sum(F.pdist(f).square() for f in self(images))
-
-
-# ---- mIoU: reading the label map back from the picture ----------------------------------------------
-
-
-def confusion_matrix(prediction, target, num_classes, ignore_label=None):
-    """How many pixels of each class (row) were given each name (column): (N, N) int64.
-
-    prediction, target: int64 tensors of one shape, ids 0 … N−1. Pixels whose target is ignore_label
-    are not counted.
-    """
-    prediction, target = prediction.flatten(), target.flatten()
-    for what, ids in (("prediction", prediction), ("target", target)):
-        if ids.numel() and (ids.min() < 0 or ids.max() >= num_classes):
-            raise MetricsError(f"the {what} holds ids {ids.min()} to {ids.max()}, possible are 0 to "
-                               f"{num_classes - 1}")
-    if ignore_label is not None:
-        counted = target != ignore_label
-        prediction, target = prediction[counted], target[counted]
-    pairs = target * num_classes + prediction
-    return torch.bincount(pairs, minlength=num_classes ** 2).view(num_classes, num_classes)
-
-
-def class_iou(confusion):
-    """Intersection over union of each class, (N,) float64; NaN where a class never occurs."""
-    confusion = confusion.double()
-    right = confusion.diag()
-    return right / (confusion.sum(0) + confusion.sum(1) - right)
-
-
-def mean_iou(confusion):
-    """Mean of class_iou over the classes that occur, in the labels or in the prediction. A float."""
-    return class_iou(confusion).nanmean().item()
-
-
-def pixel_accuracy(confusion):
-    """Share of the counted pixels that were named right. A float."""
-    return (confusion.diag().sum() / confusion.sum()).item()
-
-
-class Segmenter:
-    """A network that names the class of every pixel, whoever trained it, as dataset's class ids.
-
-    network: images (B, 3, h, w) in [−1, 1] -> logits (B, K, h', w'). table: for each of its K classes
-    the id in the dataset, or −1 where the dataset has no such class: then the network's next best
-    answer counts. Classes that no entry names (Cityscapes' 16 unevaluated ones) are not scored. size:
-    what images are resized to for it, (H, W) or None for no resizing.
-    """
-
-    def __init__(self, network, dataset, table=None, size=None, description=""):
-        self.network, self.size, self.description = network, size, description
-        table = torch.arange(dataset.num_classes) if table is None else torch.as_tensor(table)
-        # "Unknown" is never scored, so nobody may answer with it either.
-        self.table = table.masked_fill(table == dataset.ignore_label, -1) \
-            if dataset.ignore_label is not None else table
-        self.num_classes, self.ignore_label = dataset.num_classes, dataset.ignore_label
-        self.scored = torch.isin(torch.arange(self.num_classes), self.table)
-
-    def __call__(self, images, size):
-        """images (B, 3, H, W) -> predicted label maps (B, *size) int64."""
-        if self.size and images.shape[2:] != self.size:
-            images = F.interpolate(images, self.size, mode="bilinear", antialias=True)
-        logits = self.network(images)
-        if logits.ndim != 4 or logits.shape[1] != len(self.table):
-            raise MetricsError(f"{self.description} gives logits of shape {tuple(logits.shape)}, but "
-                               f"(B, {len(self.table)}, H, W) is needed; its classes are matched to the "
-                               f"dataset's by a label map file, one line for each")
-        table = self.table.to(logits.device)
-        logits = logits.float().masked_fill((table < 0).view(-1, 1, 1), -torch.inf)
-        if logits.shape[2:] != size:
-            logits = F.interpolate(logits, size, mode="nearest")
-        return table[logits.argmax(1)]
-
-    def confusion(self, images, labels):
-        """Confusion matrix (N, N) float64 of these images with labels (B, H, W)."""
-        counts = confusion_matrix(self(images, labels.shape[1:]), labels, self.num_classes,
-                                  self.ignore_label)
-        return counts * self.scored.to(counts.device)[:, None].double()
-
-
-def scoring_network(num_classes, channels, seed=0):
-    """The discriminator's U-Net with N outputs: a Discriminator of N − 1 classes has N − 1 + 1.
-
-    Without spectral normalisation and with larger initial weights: those hold back a player of a game;
-    this network plays none, and learns several times faster free of them.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = oasis.Discriminator(num_classes - 1, channels)
-        for module in network.modules():
-            if parametrize.is_parametrized(module):
-                parametrize.remove_parametrizations(module, "weight")
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, oasis.LEAK)
-    return network
-
-
-def train_segmenter(dataset, device, steps=None, *, channels=None, batch_size=8, lr=None, seed=0,
-                    workers=0):
-    """Train the network that scores mIoU where no published one is at hand, on real training images.
-
-    dataset: the training split. Weighted cross-entropy, α_c = 1/√(pixels of c in the batch), between
-    the plain loss, which forgets small classes, and full balance, which sees them everywhere; unknown
-    weighs 0. Adam, learning rate up to lr and down again. Under torchrun every process takes a share of
-    each batch. Defaults by size: a small network, 600 steps, below 256×256; else 10,000 of a large.
-    Returns an oasis.Discriminator in eval mode, logits (B, N, H, W).
+    The even and the odd images are two halves, never mixed in one batch: between them the floor of a
+    distance is measured. MetricsError where there are fewer than two images for each process.
     """
     rank, world = process()
-    large = dataset.size[0] * dataset.size[1] >= 256 * 256
-    channels = channels or ((64, 96, 128, 192, 256) if large else (24, 32, 48, 96))
-    steps, lr = steps or (10_000 if large else 600), lr or (1e-3 if large else 6e-3)
-    network = scoring_network(dataset.num_classes, channels, seed)
-    network.to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(network.parameters(), lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
-    batch_size = max(world, min(batch_size, len(dataset)) // world * world)
-    sampler = data.BatchSampler(len(dataset), batch_size, seed, rank, world)
-    batches = iter(data.make_loader(dataset, sampler, workers))
-    for _ in tqdm(range(steps), "training the segmenter", leave=False, disable=rank > 0):
-        images, labels = (t.to(device) for t in next(batches))
-        pixels = torch.bincount(labels.flatten(), minlength=dataset.num_classes).float()
-        if dataset.ignore_label is not None:
-            pixels[dataset.ignore_label] = torch.inf
-        weights = pixels.clamp(min=1).rsqrt()
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=images.is_cuda):
-            logits = network(images.contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(logits.float(), labels, weights)
-        optimizer.zero_grad()
-        loss.backward()
-        for parameter in network.parameters():
-            add_over_processes(parameter.grad).div_(world)
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    return network.requires_grad_(False).eval()
+    if count < 2 * world:
+        raise MetricsError(f"{count} image{'s' * (count != 1)} for {world} process"
+                           f"{'es' * (world > 1)}: statistics need at least two images for each")
+    return [(half, share[i:i + batch_size]) for half in (0, 1)
+            for share in [range(half, count, 2)[rank::world]]
+            for i in range(0, len(share), batch_size)]
 
 
-def save_segmenter(network, dataset, steps, path):
-    """Write a trained segmenter with all that is needed to use and to describe it."""
-    content = {"format": "oasis-segmenter-1", "channels": network.config["channels"], "steps": steps,
-               "class_names": list(dataset.class_names), "size": list(dataset.size),
-               "dataset": dataset.name, "network": network.state_dict()}
-    write_safely(path, lambda temporary: torch.save(content, temporary))
+def load_batches(dataset, count, batch_size, device, workers, title):
+    """Yields (half, indices, images, labels) of this process's share of a dataset."""
+    batches = my_batches(count, batch_size)
+    loader = data.make_loader(dataset, [list(indices) for _, indices in batches], workers)
+    bar = tqdm(loader, title, leave=False, disable=process()[0] > 0)
+    for (half, indices), (images, labels) in zip(batches, bar):
+        yield half, indices, images.to(device), labels.to(device)
 
 
-def load_segmenter(path, dataset, device):
-    """A trained segmenter from its file -> Segmenter. MetricsError if it is not for this dataset."""
-    content = oasis.read_tensors(path)
-    if not isinstance(content, dict) or content.get("format") != "oasis-segmenter-1":
-        raise MetricsError(f"{path}: not a segmenter trained by train.py or metrics.py")
-    for what, own in (("class_names", list(dataset.class_names)), ("size", list(dataset.size))):
-        if content[what] != own:
-            raise MetricsError(f"{path}: trained with other {what.replace('_', ' ')} than the dataset's; "
-                               f"use another file, or delete it to train a new one")
-    network = scoring_network(dataset.num_classes, content["channels"])
-    oasis.restore(network, content["network"], path).requires_grad_(False)
-    network.to(device, memory_format=torch.channels_last)
-    return Segmenter(network, dataset, description=f"U-Net trained {content['steps']} steps on real "
-                     f"{content['dataset']} train images at {dataset.size[0]}×{dataset.size[1]} "
-                     f"(weights {network_hash(network)})")
+def summarise(batches, measures):
+    """Add up statistics over images and processes -> {name: (2, …) float64}, even and odd images.
+
+    batches: yields (half, images, labels). measures: {name: function of (images, labels)}.
+    """
+    totals = {}
+    for half, images, labels in batches:
+        images = quantise(images)
+        for name, measure in measures.items():
+            value = measure(images, labels)
+            if name not in totals:
+                totals[name] = value.new_zeros((2, *value.shape))
+            totals[name][half] += value
+    for total in totals.values():
+        add_over_processes(total)
+    return totals
 
 
-def encoder_features(network, images):
-    """Deepest encoder features of the U-Net, averaged over space: (B, channels[-1])."""
-    for block in network.encoder:
-        images = block(images)
-    return images.mean((2, 3))
+# ---- The scorer ------------------------------------------------------------------------------------
 
 
-def network_hash(network):
-    """First 8 hex digits of the SHA-256 of all weights: names a network without a file."""
-    digest = hashlib.sha256()
-    for tensor in network.state_dict().values():
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:8]
+class Scorer:
+    """Scores a generator on a validation set: scorer(G, D) -> {name: float}, as often as one likes.
+
+    Args:
+        val_dataset, train_dataset: data.SceneDataset; the latter trains the segmenter.
+        metrics: names out of METRICS. num_images: score on the first so many (None: all).
+        segmenter: a segmenter.Segmenter to use instead of training one, or the file of a trained one.
+        run_dir: folder where the trained segmenter is kept (segmenter.pt) and found again.
+        strict: raise where the weights of a network are missing; otherwise one printed sentence says
+            which file to put where, and that score is left out.
+    After a call, `protocol` says what each score means, `per_class` holds IoU by class name.
+    """
+
+    def __init__(self, val_dataset, train_dataset, device, metrics=("miou", "fd_segmenter", "fid"),
+                 num_images=None, segmenter=None, run_dir=None, *, batch_size=16, seed=0, workers=0,
+                 strict=False, inception=None, segmenter_steps=None):
+        unknown = [name for name in metrics if name not in METRICS]
+        if unknown:
+            raise MetricsError(f"there is no score {unknown[0]!r}; there are {', '.join(METRICS)}")
+        self.dataset, self.device, self.seed = val_dataset, torch.device(device), seed
+        self.count = min(num_images or len(val_dataset), len(val_dataset))
+        self.batch_size, self.workers, self.metrics = batch_size, workers, list(metrics)
+        my_batches(self.count, batch_size)             # too few images: say so before anything else
+        self.networks, self.segmenter = {}, None
+        for name, build in (("fid", lambda: InceptionFeatures(inception)), ("lpips", LPIPS)):
+            if name in self.metrics:
+                self.load_network(name, build, strict)
+        if {"miou", "accuracy", "fd_segmenter"} & set(metrics):
+            self.segmenter = self.find_segmenter(segmenter, train_dataset, run_dir, segmenter_steps)
+        self.measures = self.choose_measures()
+        self.real = None                               # statistics of real images, made at first use
+        self.protocol, self.per_class = {}, {}
+
+    def load_network(self, name, build, strict):
+        """A network with downloaded weights; without them its score is left out on all processes."""
+        problem = None
+        try:
+            self.networks[name] = build().to(self.device)
+        except MetricsError as e:
+            problem = e
+        failures = torch.tensor(float(problem is not None), device=self.device)
+        if add_over_processes(failures) > 0:
+            problem = problem or MetricsError("another process could not load the weights")
+            if strict:
+                raise problem
+            self.metrics.remove(name)
+            if process()[0] == 0:
+                print(f"{name} is left out: {problem}", file=sys.stderr)
+
+    def find_segmenter(self, segmenter, train_dataset, run_dir, steps):
+        """The network behind mIoU: given, found in the run folder, or trained now and kept there."""
+        if isinstance(segmenter, Segmenter):
+            if "fd_segmenter" in self.metrics and not hasattr(segmenter.network, "encoder"):
+                raise MetricsError("fd_segmenter is measured on features of a segmenter trained here, "
+                                   "which an exported program does not have")
+            return segmenter
+        path = Path(segmenter or Path(run_dir or "") / "segmenter.pt")
+        if segmenter is None and not (run_dir and path.is_file()):
+            content = train_segmenter_file(train_dataset, self.device, steps, workers=self.workers)
+            if run_dir and process()[0] == 0:
+                write_safely(path, lambda temporary: torch.save(content, temporary))
+            return segmenter_from(content, self.dataset, self.device, path)
+        return load_segmenter(path, self.dataset, self.device)
+
+    def choose_measures(self):
+        """{name: function of (images, labels) -> statistic} for the scores that compare sets."""
+        known = {
+            "miou": lambda images, labels: self.segmenter.confusion(images, labels),
+            "fd_segmenter": lambda images, _: moments(encoder_features(self.segmenter.network, images)),
+            "fid": lambda images, _: moments(self.networks["fid"](images)),
+            "colour": lambda images, _: colour_histogram(images),
+            "texture": lambda images, _: texture_histogram(images),
+        }
+        wanted = {"miou" if name == "accuracy" else name for name in self.metrics}
+        return {name: measure for name, measure in known.items() if name in wanted}
+
+    def __call__(self, generator, discriminator=None):
+        """All chosen scores of this generator (and discriminator, for d_miou) -> {name: float}."""
+        with evaluating(generator, discriminator):
+            scores = self.compare(self.draw(generator))
+            scores.update(self.diversity(generator))
+            if "d_miou" in self.metrics and discriminator is not None:
+                scores["d_miou"] = self.discriminator_miou(discriminator)
+        self.protocol = self.describe(scores)
+        return scores
+
+    def compare(self, batches):
+        """The scores of a set of images against the real ones. batches: (half, images, labels)."""
+        with torch.no_grad():
+            if self.real is None:
+                self.real, self.floor = self.measure_real()
+            drawn = {name: halves.sum(0) for name, halves in summarise(batches, self.measures).items()}
+        scores = {}
+        for name in self.metrics:
+            if name in DISTANCES:
+                scores[name] = DISTANCES[name](drawn[name], self.real[name])
+                scores[f"{name}_real"] = self.floor[name]
+            elif name in ("miou", "accuracy"):
+                score = mean_iou if name == "miou" else pixel_accuracy
+                scores[name], scores[f"{name}_real"] = score(drawn["miou"]), score(self.real["miou"])
+        if "miou" in drawn:
+            iou = zip(class_iou(drawn["miou"]).tolist(), class_iou(self.real["miou"]).tolist())
+            self.per_class = dict(zip(self.dataset.class_names, iou))
+        self.protocol = self.describe(scores)
+        return scores
+
+    def batches(self, title):
+        """Yields (half, indices, images, labels) of the images scored, this process's share."""
+        return load_batches(self.dataset, self.count, self.batch_size, self.device, self.workers, title)
+
+    def noise(self, seeds, generator):
+        """One noise vector per seed, on the scorer's device."""
+        return oasis.noise_from_seeds(seeds, generator.noise_dim).to(self.device)
+
+    def draw(self, generator):
+        """Yields (half, generated images, labels). Image i has the noise of seed + i."""
+        for half, indices, _, labels in self.batches("scoring"):
+            noise = self.noise([self.seed + i for i in indices], generator)
+            yield half, generator(labels, noise), labels
+
+    def measure_real(self):
+        """Statistics of the real images, and distances between their halves. FID's are kept on disk."""
+        measures, real, floor = dict(self.measures), {}, {}
+        cache = None
+        if "fid" in measures:
+            key = dataset_key(self.dataset, self.count, self.networks["fid"].weights_hash)
+            cache = Path(torch.hub.get_dir()) / "oasis-statistics" / f"{key}.pt"
+            kept = read_cache(cache)
+            if kept:
+                real["fid"], floor["fid"] = kept["sum"].to(self.device), kept["floor"]
+                del measures["fid"]
+        if measures:
+            batches = ((half, images, labels) for half, _, images, labels in
+                       self.batches("measuring real images"))
+            for name, halves in summarise(batches, measures).items():
+                real[name] = halves.sum(0)
+                if name in DISTANCES:
+                    floor[name] = DISTANCES[name](*halves)
+        if "fid" in measures and process()[0] == 0:
+            kept = {"sum": real["fid"].cpu(), "floor": floor["fid"]}
+            write_safely(cache, lambda temporary: torch.save(kept, temporary))
+        return real, floor
+
+    def diversity(self, generator):
+        """MS-SSIM and LPIPS between all pairs of SAMPLES images of one label map, mean over label maps.
+
+        Sample k of label map i has the noise of seed + i + k · (number of images); k = 0 is the image
+        that the other scores see.
+        """
+        pairwise = {"ms_ssim": pairwise_ms_ssim,
+                    "lpips": lambda images: self.networks["lpips"].pairwise(images)}
+        totals = {name: torch.zeros(2, dtype=torch.float64, device=self.device)
+                  for name in pairwise if name in self.metrics}
+        for _, indices, _, labels in self.batches("diversity") if totals else ():
+            for i, label_map in zip(indices, labels):
+                seeds = [self.seed + i + k * len(self.dataset) for k in range(SAMPLES)]
+                images = torch.cat([generator(label_map.expand(len(z), -1, -1), z) for z in
+                                    self.noise(seeds, generator).split(self.batch_size)])
+                for name, total in totals.items():
+                    mean = pairwise[name](quantise(images)).mean().double()
+                    total += torch.stack([mean, torch.ones_like(mean)])
+        return {name: (total[0] / total[1]).item() for name, total in
+                ((name, add_over_processes(total)) for name, total in totals.items())}
+
+    def discriminator_miou(self, discriminator):
+        """Argmax over D's N real channels, on real images: the fake channel may not be answered."""
+        table = [*range(self.dataset.num_classes), -1]
+        reader = Segmenter(discriminator, self.dataset, table, description="the discriminator")
+        batches = ((half, images, labels) for half, _, images, labels in self.batches("reading by D"))
+        return mean_iou(summarise(batches, {"d": reader.confusion})["d"].sum(0))
+
+    def describe(self, scores):
+        """{name: protocol in words}: what has to agree before two values may be compared."""
+        height, width = self.dataset.size
+        images = f"{self.count} images of {self.dataset.name} {self.dataset.split} at {height}×{width}"
+        unknown = ("" if self.dataset.ignore_label is None else
+                   f", {self.dataset.class_names[self.dataset.ignore_label]!r} not scored")
+        texts = {"d_miou": f"argmax over the real classes, {images}{unknown}",
+                 "colour": f"mean of the three channels' distances in LAB units, {images}",
+                 "texture": f"3×3 patterns, 256 codes, {images}",
+                 "ms_ssim": f"{SAMPLES} samples per label map, {ms_ssim_scales((height, width))} scales, "
+                            f"{images}"}
+        if self.segmenter:
+            texts["miou"] = texts["accuracy"] = f"{self.segmenter.description}, {images}{unknown}"
+        if "fd_segmenter" in scores:
+            texts["fd_segmenter"] = (f"{self.segmenter.description}, deepest encoder features, {images}"
+                                     + few(self.count, 2 * (len(self.real["fd_segmenter"]) - 1)))
+        if "fid" in scores:
+            texts["fid"] = (f"Inception {self.networks['fid'].weights_hash}, 299×299 bilinear, {images}"
+                            + few(self.count, 2048))
+        if "lpips" in scores:
+            texts["lpips"] = (f"VGG16, linear weights {self.networks['lpips'].weights_hash}, {SAMPLES} "
+                              f"samples per label map, {images}")
+        for name in scores:
+            if name.endswith("_real"):
+                what = ("two halves of the real images" if name.removesuffix("_real") in DISTANCES
+                        else "the same on the real images")
+                texts[name] = what
+        return {name: texts[name] for name in scores}
+
+
+def few(count, needed):
+    """A warning for the protocol where a covariance is estimated from too few images."""
+    return (f" (warning: fewer than {needed} images bias this distance upwards; compare only values "
+            f"of equally many)" if count < needed else "")
+
+
+def pairwise_ms_ssim(images):
+    """(B, 3, H, W) -> (B·(B−1)/2,) MS-SSIM between all pairs."""
+    first, second = torch.triu_indices(len(images), len(images), 1, device=images.device).split(1)
+    return torch.cat([ms_ssim(images[i], images[j]) for i, j in
+                      zip(first[0].split(32), second[0].split(32))])
+
+
+def dataset_key(dataset, count, weights_hash):
+    """Names the statistics of a set of real images: changes with its files, size, number, network.
+
+    Files enter by size and time of change, and a few decoded images stand for the way they are read.
+    """
+    digest = hashlib.sha256(repr((dataset.name, dataset.split, tuple(dataset.size), count,
+                                  dataset.names[:count], weights_hash)).encode())
+    for path in getattr(dataset.layout, "photos", ())[:count]:
+        status = os.stat(path)
+        digest.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
+    for index in range(0, count, max(1, count // 8)):
+        digest.update(data.to_uint8(dataset[index][0][None]).tobytes())
+    return f"{dataset.name}-{dataset.split}-{digest.hexdigest()[:16]}"
+
+
+def read_cache(path):
+    """Kept statistics, or None where there are none, they are damaged, or not all processes see them."""
+    try:
+        kept = oasis.read_tensors(path)
+    except oasis.CheckpointError:
+        kept = None
+    hits = torch.tensor(float(kept is not None))
+    return kept if process()[1] == 1 or add_over_processes(hits) == process()[1] else None
+
+
+# ---- Two folders of images -------------------------------------------------------------------------
+
+
+class ImageFolder(torch.utils.data.Dataset):
+    """The images in a folder, by name, all of one size; no label maps. MetricsError, data.DataError."""
+
+    SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise MetricsError(f"{folder}: there is no such folder")
+        self.paths = sorted(p for p in self.folder.iterdir() if p.suffix.lower() in self.SUFFIXES)
+        if not self.paths:
+            raise MetricsError(f"{folder}: holds no images ({' '.join(self.SUFFIXES)})")
+        # What a Scorer asks of a SceneDataset.
+        self.name, self.split, self.ignore_label = str(folder), "folder", None
+        self.names, self.layout = [p.name for p in self.paths], SimpleNamespace(photos=self.paths)
+        self.size = self.read(0).shape[:2]
+
+    def __len__(self):
+        return len(self.paths)
+
+    def read(self, index):
+        """Image number index -> (H, W, 3) uint8."""
+        with data.readable(self.paths[index]), Image.open(self.paths[index]) as image:
+            return np.array(image.convert("RGB"))
+
+    def __getitem__(self, index):
+        pixels = self.read(index)
+        if pixels.shape[:2] != self.size:
+            raise MetricsError(f"{self.paths[index]}: is {pixels.shape[0]}×{pixels.shape[1]}, "
+                               f"{self.paths[0].name} is {self.size[0]}×{self.size[1]}; all images of a "
+                               f"folder must be of one size")
+        return torch.from_numpy(pixels.transpose(2, 0, 1)).float() / 127.5 - 1, 0
+
+
+def score_folders(args):
+    """--real DIR --fake DIR -> (Scorer, scores)."""
+    names = args.metrics or ["fid", "colour", "texture"]
+    for name in names:
+        if name not in ("fid", "colour", "texture"):
+            raise MetricsError(f"{name} needs a --checkpoint; of two folders fid, colour and texture "
+                               f"can be measured")
+    real, fake = ImageFolder(args.real), ImageFolder(args.fake)
+    count = min(len(real), len(fake))
+    if len(real) != len(fake) and not 0 < (args.num_images or 0) <= count:
+        raise MetricsError(f"{args.real} holds {len(real)} images, {args.fake} {len(fake)}; distances "
+                           f"depend on the number, so choose one for both: --num-images {count}")
+    scorer = Scorer(real, None, args.device, names, args.num_images, batch_size=args.batch_size,
+                    workers=args.workers, strict=bool(args.metrics), inception=args.inception)
+    batches = load_batches(fake, scorer.count, args.batch_size, args.device, args.workers, "fake images")
+    return scorer, scorer.compare((half, images, labels) for half, _, images, labels in batches)
+
+
+# ---- A run of train.py -----------------------------------------------------------------------------
+
+
+def score_checkpoint(args):
+    """--checkpoint F -> (Scorer, scores). The checkpoint says which data and size it was trained for."""
+    checkpoint = oasis.load_checkpoint(args.checkpoint)
+    config, about = checkpoint["config"], checkpoint["dataset"]
+    root = args.data_root or config["data_root"] or None
+    train_set, val_set = (data.open_dataset(about["preset"], split, about["size"], root,
+                                            seed=config["seed"]) for split in ("train", "val"))
+    if list(val_set.class_names) != list(about["class_names"]):
+        raise MetricsError(f"{root}: has other classes than the ones {args.checkpoint} was trained on")
+    run_dir = Path(args.checkpoint).parent
+    segmenter, names = args.segmenter, args.metrics or list(SCRIPT_METRICS)
+    if segmenter and Path(segmenter).suffix == ".pt2":
+        segmenter = load_exported(segmenter, val_set, args.device, args.segmenter_size, args.label_map)
+        names = [name for name in names if args.metrics or name != "fd_segmenter"]
+    elif args.label_map or args.segmenter_size:
+        raise MetricsError("--label-map and --segmenter-size belong to a --segmenter FILE.pt2, a program "
+                           "saved by torch.export.save")
+    scorer = Scorer(val_set, train_set, args.device, names, args.num_images, segmenter, run_dir,
+                    batch_size=args.batch_size, seed=args.seed, workers=args.workers,
+                    strict=bool(args.metrics), inception=args.inception,
+                    segmenter_steps=args.segmenter_steps)
+    G, D = oasis.generator_from(checkpoint), oasis.discriminator_from(checkpoint)
+    return scorer, scorer(G.to(args.device), D.to(args.device))
+
+
+SCRIPT_METRICS = ("miou", "accuracy", "fd_segmenter", "fid", "colour", "texture", "d_miou")
+
+
+def positive(text):
+    """An argument that is a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def parse_arguments(argv=None):
+    """Command line -> namespace."""
+    known = "\n".join(f"  {name:13s} {text}" for name, text in METRICS.items())
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"scores:\n{known}\nWithout --metrics: {', '.join(SCRIPT_METRICS)}; for two folders "
+               f"fid, colour, texture.")
+    what = parser.add_argument_group("what to score: a checkpoint, or two folders")
+    what.add_argument("--checkpoint", metavar="FILE", help="latest.pt or best.pt of a run")
+    what.add_argument("--data-root", metavar="DIR", help="its dataset (default: where it was trained)")
+    what.add_argument("--real", metavar="DIR", help="folder of real images")
+    what.add_argument("--fake", metavar="DIR", help="folder of generated images")
+    how = parser.add_argument_group("how")
+    how.add_argument("--metrics", type=lambda text: text.split(","), metavar="A,B", help="see below")
+    how.add_argument("--num-images", type=positive, metavar="N", help="the first N images (default: all)")
+    how.add_argument("--seed", type=int, default=0, help="image i gets the noise of seed + i (default 0)")
+    how.add_argument("--inception", metavar="FILE", help="the FID network's weights, if not downloaded")
+    how.add_argument("--batch-size", type=positive, default=16, help="(default 16)")
+    how.add_argument("--workers", type=int, default=0, help="processes that load images (default 0)")
+    how.add_argument("--device", help="cuda or cpu (default: cuda if there is one)")
+    miou = parser.add_argument_group("the network behind mIoU")
+    miou.add_argument("--segmenter", metavar="FILE", help="a segmenter.pt (default: the one beside the "
+                      "checkpoint, or a new one), or your own network as an exported program, FILE.pt2")
+    miou.add_argument("--segmenter-size", type=positive, nargs=2, metavar=("H", "W"),
+                      help="resize images to this for a FILE.pt2 (default: as they are)")
+    miou.add_argument("--label-map", metavar="FILE", help="for a FILE.pt2: line k is the dataset's name "
+                      "or id of the network's class k, or - (default: the same classes)")
+    miou.add_argument("--segmenter-steps", type=positive, help="training steps of a new one")
+    output = parser.add_argument_group("output")
+    output.add_argument("--per-class", action="store_true", help="also print the IoU of each class")
+    output.add_argument("--json", metavar="FILE", help="write scores and protocols to FILE")
+    args = parser.parse_args(argv)
+    if bool(args.checkpoint) == bool(args.real or args.fake) or bool(args.real) != bool(args.fake):
+        parser.error("give either --checkpoint FILE, or --real DIR and --fake DIR")
+    args.segmenter_size = args.segmenter_size and tuple(args.segmenter_size)
+    return args
+
+
+def show(scorer, scores, per_class):
+    """The table on the screen: a number without its protocol cannot be compared."""
+    for name, value in scores.items():
+        print(f"{name:18s} {value:10.4f}   {scorer.protocol[name]}")
+    if per_class and scorer.per_class:
+        print(f"\n{'IoU':18s}  generated       real")
+        for name, pair in scorer.per_class.items():
+            print(f"{name:18s} " + " ".join("         –" if iou != iou else f"{iou:10.4f}" for iou in pair))
+
+
+def main(argv=None):
+    """Command line. Exit code 0, or 2 with one sentence on what was wrong with the request."""
+    args = parse_arguments(argv)
+    gpu = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        if "RANK" in os.environ:                       # set by torchrun
+            if gpu == "cuda":
+                gpu = f"cuda:{os.environ['LOCAL_RANK']}"
+                torch.cuda.set_device(gpu)
+            dist.init_process_group("nccl" if gpu.startswith("cuda") else "gloo")
+        args.device = torch.device(gpu)
+        scorer, scores = (score_checkpoint if args.checkpoint else score_folders)(args)
+        if process()[0] == 0:
+            show(scorer, scores, args.per_class)
+            if args.json:
+                save_json(args, scorer, scores)
+    except (MetricsError, data.DataError, oasis.CheckpointError) as e:
+        print(f"metrics.py: error: {e}", file=sys.stderr)
+        sys.exit(2)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def save_json(args, scorer, scores):
+    """Scores with their protocols, and the IoU of each class, for machines."""
+    content = {"scored": args.checkpoint or [args.real, args.fake], "seed": args.seed,
+               "scores": {name: {"value": value, "protocol": scorer.protocol[name]}
+                          for name, value in scores.items()},
+               "class_iou": {name: [None if iou != iou else iou for iou in pair]
+                             for name, pair in scorer.per_class.items()}}
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    write_safely(args.json, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

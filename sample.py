@@ -447,8 +447,8 @@ def at_least(least):
 
 def parse_arguments(argv):
     parser = argparse.ArgumentParser(
-        "sample.py", description="Draw pictures from label maps with a trained generator. Without arguments: "
-        "four pictures for each of the first eight validation label maps of the newest run. "
+        "sample.py", description="Draw pictures from label maps with a trained generator. Without "
+        "arguments: four pictures for each of the first eight validation label maps of the newest run. "
         "Pictures that exist with the same recipe are kept, so a stopped command goes on when "
         "given again. Exit code: 0, or 2 with one sentence if anything is wrong.")
     add = parser.add_argument_group("model").add_argument

@@ -16,15 +16,19 @@ import released_layout
 import sample
 
 
+@torch.no_grad()
 def vivid(network):
     """Unit-gain weights instead of the initial, nearly silent ones: pictures with contrasts."""
-    for i, p in enumerate(network.parameters()):
+    numbers = torch.Generator().manual_seed(0)
+    for p in network.parameters():
         if p.ndim > 1:
-            torch.nn.init.normal_(p, std=p[0].numel() ** -0.5,
-                                  generator=torch.Generator().manual_seed(i))
-    if isinstance(network, oasis.Generator):
-        with torch.no_grad():
-            network.last.weight /= 8                             # keeps tanh out of saturation
+            p.normal_(std=p[0].numel() ** -0.5, generator=numbers)
+    for _ in range(10):        # spectral norm and batch norm get to know the new weights
+        if isinstance(network, oasis.Generator):
+            network(torch.randint(network.num_classes, (4, 32, 32), generator=numbers),
+                    torch.randn(4, network.noise_dim, generator=numbers))
+        else:
+            network(torch.randn(4, 3, 32, 32, generator=numbers))
     return network.eval()
 
 
