@@ -225,15 +225,16 @@ def ms_ssim(x, y):
     x, y = (x + 1) / 2, (y + 1) / 2
     result = 1.0
     for scale, weight in enumerate(weights.tolist()):
-        luminance, contrast = ssim_terms(x, y)                 # (B, 3) each
-        term = contrast * luminance if scale == scales - 1 else contrast
+        similarity, contrast = ssim_terms(x, y)                # (B, 3) each
+        # Brightness is compared at the coarsest scale only.
+        term = similarity if scale == scales - 1 else contrast
         result = result * term.clamp(min=0) ** weight
         x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
     return result.mean(1)
 
 
 def ssim_terms(x, y):
-    """Luminance·contrast-structure, and contrast-structure alone, per image and channel: (B, 3)."""
+    """Mean SSIM, and its contrast-and-structure part alone, per image and channel: (B, 3) each."""
     mu_x, mu_y, xx, yy, xy = blur(torch.cat([x, y, x * x, y * y, x * y])).chunk(5)
     c1, c2 = 0.01 ** 2, 0.03 ** 2                              # keep quotients of zeros finite
     contrast = (2 * (xy - mu_x * mu_y) + c2) / (xx - mu_x ** 2 + yy - mu_y ** 2 + c2)

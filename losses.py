@@ -4,23 +4,24 @@
 
 The whole supervision of both networks (Sec. 2):
 
-    D minimises   real_loss(D(x), t)  +  fake_loss(D(G(z, t)))  +  λ · labelmix_loss      (Eq. 1 + L_cons)
-    G minimises   real_loss(D(G(z, t)), t)                                                (Eq. 2)
+    D minimises   real_loss(D(x), t)  +  fake_loss(D(G(z, t)))  +  λ · labelmix_loss  (Eq. 1)
+    G minimises   real_loss(D(G(z, t)), t)                                            (Eq. 2)
 
 For D every pixel of a photograph x belongs to the class its label map t names, and every pixel of a
 generated image to class N + 1, "fake". G wants D to read the label map back from its image. A usual
 discriminator answers one bit per image or patch; this one tells G, for every pixel, which class it
 saw instead of the right one.
 
-Conventions (see oasis.py): logits are (B, N+1, H, W) with "fake" in the last channel; the paper counts
-its classes from 1, so its c = N + 1 is channel N here. Label maps are (B, H, W) int64. The sums over
-i, j in Eq. 1 and 2 are taken as means over pixels, so that losses do not depend on the image size.
+Conventions (see oasis.py): logits are (B, N+1, H, W) with "fake" in the last channel; the paper
+counts its classes from 1, so its c = N + 1 is channel N here. Label maps are (B, H, W) int64. The
+sums over i, j in Eq. 1 and 2 are taken as means over pixels, so that losses do not depend on the
+image size.
 """
 
 import torch
 import torch.nn.functional as F
 
-# ---- Class balance: the α_c of Eq. 1 ---------------------------------------------------------------
+# ---- Class balance: the α_c of Eq. 1 -----------------------------------------------------------
 
 
 def class_weights(labels, num_classes, ignore_label=None):
@@ -28,9 +29,9 @@ def class_weights(labels, num_classes, ignore_label=None):
 
         α_c = B·H·W / (K · pixels of class c),      K = number of classes present
 
-    Each class that is present contributes the same total weight, so a traffic light matters as much as
-    the sky. Where nothing is unlabelled the weights average to 1 over the pixels, which keeps
-    the real terms at the size of the fake term. Absent classes and `ignore_label` get 0.
+    Each class that is present contributes the same total weight, so a traffic light matters as
+    much as the sky. Where nothing is unlabelled the weights average to 1 over the pixels, which
+    keeps the real terms at the size of the fake term. Absent classes and `ignore_label` get 0.
 
     labels: (B, H, W) int64. Returns (num_classes,) float32 on the labels' device.
     """
@@ -44,7 +45,7 @@ def class_weights(labels, num_classes, ignore_label=None):
     return present * ids.numel() / (present.sum() * counts).clamp(min=1)     # 0 for the absent
 
 
-# ---- The (N+1)-class cross-entropy -----------------------------------------------------------------
+# ---- The (N+1)-class cross-entropy -------------------------------------------------------------
 
 
 def real_loss(logits, labels, weights):
@@ -73,21 +74,21 @@ def fake_loss(logits):
     return F.cross_entropy(logits, fake_class)
 
 
-# ---- LabelMix (Sec. 2, "LabelMix regularization") --------------------------------------------------
+# ---- LabelMix (Sec. 2, "LabelMix regularization") ----------------------------------------------
 #
-# Cut a generated image along the borders of its label map, put the photograph's segments in some of the
-# holes, and D should say of every segment what it said before: its opinion of a segment must not
-# depend on whether the neighbour is real. CutMix does this with rectangles. Cutting along class
-# borders leaves no seam that a label map would not have too, so D cannot look for seams and has to
-# look at content and at the shape of the borders.
+# Cut a generated image along the borders of its label map, put the photograph's segments in some
+# of the holes, and D should say of every segment what it said before: its opinion of a segment
+# must not depend on whether the neighbour is real. CutMix does this with rectangles. Cutting
+# along class borders leaves no seam that a label map would not have too, so D cannot look for
+# seams and has to look at content and at the shape of the borders.
 
 
 def labelmix_mask(labels, num_classes, generator=None):
     """M: one fair coin for each class of each image decides for all of the class's pixels.
 
-    The coins are thrown into a (B, N) table first and looked up by label afterwards, so the classes of
-    an image are independent of each other. labels (B, H, W) int64; `generator`: a CPU torch.Generator.
-    Returns (B, 1, H, W) float32: 1 takes the real image, 0 the generated one.
+    The coins are thrown into a (B, N) table first and looked up by label afterwards, so the
+    classes of an image are independent of each other. labels (B, H, W) int64; `generator`: a CPU
+    torch.Generator. Returns (B, 1, H, W) float32: 1 takes the real image, 0 the generated one.
     """
     coins = torch.randint(0, 2, (len(labels), num_classes), generator=generator).to(labels.device)
     mask = coins.gather(1, labels.flatten(1)).view_as(labels)
@@ -95,12 +96,12 @@ def labelmix_mask(labels, num_classes, generator=None):
 
 
 def labelmix(real, fake, mask):
-    """LabelMix(x, x̂, M) = M ⊙ x + (1 − M) ⊙ x̂, for images or logits (B, C, H, W), mask (B, 1, H, W)."""
-    return torch.where(mask > 0, real, fake)    # M is 0 or 1: a choice per pixel, and cheaper than ⊙
+    """LabelMix(x, x̂, M) = M ⊙ x + (1 − M) ⊙ x̂; images or logits (B, C, H, W), M (B, 1, H, W)."""
+    return torch.where(mask > 0, real, fake)    # M is 0 or 1, so this is a choice per pixel
 
 
 def labelmix_loss(logits_of_mix, logits_real, logits_fake, mask):
-    """L_cons = ‖ D(LabelMix(x, x̂, M)) − LabelMix(D(x), D(x̂), M) ‖², on logits, before the factor λ.
+    """L_cons = ‖ D(LabelMix(x, x̂, M)) − LabelMix(D(x), D(x̂), M) ‖² on logits, before λ.
 
     The mean over pixels and channels stands for the norm. All three logits (B, N+1, H, W) carry
     gradients: D may change its mind about the mix or about the originals.
@@ -108,7 +109,7 @@ def labelmix_loss(logits_of_mix, logits_real, logits_fake, mask):
     return F.mse_loss(logits_of_mix, labelmix(logits_real, logits_fake, mask))
 
 
-# ---- python losses.py ------------------------------------------------------------------------------
+# ---- python losses.py --------------------------------------------------------------------------
 
 
 def main(path="losses.png"):
@@ -122,7 +123,8 @@ def main(path="losses.png"):
     # Two moods of one scene stand for x and x̂: the same label map, other colours everywhere.
     scenes = [toy.draw_scene(0, i, 128, 128, mood=("noon", "clear", "summer")) for i in range(8)]
     x, labels = (torch.from_numpy(a.copy()).long() for a in scenes[0])
-    x_hat = torch.from_numpy(toy.draw_scene(0, 0, 128, 128, mood=("dusk", "clear", "autumn"))[0].copy())
+    dusk = toy.draw_scene(0, 0, 128, 128, mood=("dusk", "clear", "autumn"))[0]
+    x_hat = torch.from_numpy(dusk.copy())
     mask = labelmix_mask(labels[None], len(toy.CLASSES), torch.Generator().manual_seed(2))
     mix = labelmix(x.permute(2, 0, 1), x_hat.long().permute(2, 0, 1), mask[0]).permute(1, 2, 0)
     batch = torch.stack([torch.from_numpy(scene[1].copy()).long() for scene in scenes])
@@ -137,7 +139,8 @@ def main(path="losses.png"):
         axis.imshow(image, cmap="gray")
         axis.set_title(title, fontsize=10)
         axis.axis("off")
-    for i, (title, values) in enumerate([("share of the pixels", share), ("class weight α", weights)]):
+    for i, (title, values) in enumerate([("share of the pixels", share),
+                                         ("class weight α", weights)]):
         axis = figure.add_subplot(2, 2, 3 + i)
         axis.bar(toy.CLASSES, values, color=toy.PALETTE / 255)
         axis.set_title(title, fontsize=10)

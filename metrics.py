@@ -37,7 +37,7 @@ from distances import (LPIPS, InceptionFeatures, MetricsError, colour_distance, 
                        frechet_distance, moment_distance, moments, ms_ssim, ms_ssim_scales,
                        texture_distance, texture_histogram)
 from segmenter import (Segmenter, add_over_processes, class_iou, confusion_matrix, encoder_features,
-                       load_exported, load_segmenter, mean_iou, pixel_accuracy, process,
+                       everywhere, load_exported, load_segmenter, mean_iou, pixel_accuracy, process,
                        segmenter_from, train_segmenter, train_segmenter_file, write_safely)
 
 METRICS = {     # name -> what it says
@@ -164,8 +164,7 @@ class Scorer:
             self.networks[name] = build().to(self.device)
         except MetricsError as e:
             problem = e
-        failures = torch.tensor(float(problem is not None), device=self.device)
-        if add_over_processes(failures) > 0:
+        if not everywhere(problem is None, self.device):
             problem = problem or MetricsError("another process could not load the weights")
             if strict:
                 raise problem
@@ -251,7 +250,7 @@ class Scorer:
         if "fid" in measures:
             key = dataset_key(self.dataset, self.count, self.networks["fid"].weights_hash)
             cache = Path(torch.hub.get_dir()) / "oasis-statistics" / f"{key}.pt"
-            kept = read_cache(cache)
+            kept = read_cache(cache, self.device)
             if kept:
                 real["fid"], floor["fid"] = kept["sum"].to(self.device), kept["floor"]
                 del measures["fid"]
@@ -353,14 +352,13 @@ def dataset_key(dataset, count, weights_hash):
     return f"{dataset.name}-{dataset.split}-{digest.hexdigest()[:16]}"
 
 
-def read_cache(path):
+def read_cache(path, device):
     """Kept statistics, or None where there are none, they are damaged, or not all processes see them."""
     try:
         kept = oasis.read_tensors(path)
     except oasis.CheckpointError:
         kept = None
-    hits = torch.tensor(float(kept is not None))
-    return kept if process()[1] == 1 or add_over_processes(hits) == process()[1] else None
+    return kept if everywhere(kept is not None, device) else None
 
 
 # ---- Two folders of images -------------------------------------------------------------------------
@@ -479,7 +477,7 @@ def parse_arguments(argv=None):
     how.add_argument("--device", help="cuda or cpu (default: cuda if there is one)")
     miou = parser.add_argument_group("the network behind mIoU")
     miou.add_argument("--segmenter", metavar="FILE", help="a segmenter.pt (default: the one beside the "
-                      "checkpoint, or a new one), or your own network as an exported program, FILE.pt2")
+                      "checkpoint, trained and put there if there is none), or your own network as an exported program, FILE.pt2")
     miou.add_argument("--segmenter-size", type=positive, nargs=2, metavar=("H", "W"),
                       help="resize images to this for a FILE.pt2 (default: as they are)")
     miou.add_argument("--label-map", metavar="FILE", help="for a FILE.pt2: line k is the dataset's name "

@@ -1,19 +1,20 @@
 """OASIS: the generator, the discriminator and the 3D noise.
 
-The networks of "You Only Need Adversarial Supervision for Semantic Image Synthesis" (Schönfeld, Sushko,
-Zhang, Gall, Schiele, Khoreva). The generator G paints a photograph from a label map and a noise
-tensor; the discriminator D is a segmentation network that names, for every pixel, one of the N classes
-of the label map or the extra class "fake". Nothing else supervises G: no VGG network, no encoder.
+The networks of "You Only Need Adversarial Supervision for Semantic Image Synthesis" (Schönfeld,
+Sushko, Zhang, Gall, Schiele, Khoreva). The generator G paints a photograph from a label map and a
+noise tensor; the discriminator D is a segmentation network that names, for every pixel, one of
+the N classes of the label map or the extra class "fake". Nothing else supervises G: no VGG
+network, no encoder.
 
-    python oasis.py        # prints the shape of every stage and the parameter counts of the paper's models
+    python oasis.py        # prints the shape of every stage and the paper's parameter counts
 
 Conventions, used by all files of this project:
 
-    N            number of labels a label map may hold, "unknown" included where the dataset has one
+    N            number of labels a label map may hold, "unknown" included where there is one
     label map t  (B, H, W) int64, values 0 … N−1; made one-hot inside the generator, never before
     image x      (B, 3, H, W) float in [−1, 1], RGB; x̂ = G(z, t) is a generated one
-    noise z      (B, 64, H, W), or (B, 64) for one vector per image that holds for all its pixels
-    logits D(x)  (B, N+1, H, W); channels 0 … N−1 are the real classes, channel N, the last, is "fake"
+    noise z      (B, 64, H, W), or (B, 64): one vector per image that holds for all its pixels
+    logits D(x)  (B, N+1, H, W); channels 0 … N−1 the real classes, channel N, the last, "fake"
     sizes        always (height, width)
 
 Reading order: noise → SPADE → generator → discriminator → checkpoints.
@@ -33,30 +34,31 @@ INIT_GAIN = 0.02  # gain of the Xavier-normal initial weights
 
 
 class CheckpointError(ValueError):
-    """A checkpoint file that is missing, damaged, or belongs to another model; the message says which."""
+    """A checkpoint that is missing, damaged, or of another model; the message says which."""
 
 
-# ---- 3D noise (Sec. 2, "3D noise") -----------------------------------------------------------------
+# ---- 3D noise (Sec. 2, "3D noise") -------------------------------------------------------------
 #
-# One 64-dimensional Gaussian vector per image, replicated to the size of the label map and concatenated
-# with it. G sees this tensor at its input and again in every SPADE layer. During training all pixels
-# share one vector. Because the tensor has a value per pixel and because G is made of convolutions, a
-# different vector may be put anywhere at test time: everywhere (global re-sampling: another scene), or
-# inside a mask (local re-sampling: another bed in the same room, Fig. 1).
+# One 64-dimensional Gaussian vector per image, replicated to the size of the label map and
+# concatenated with it. G sees this tensor at its input and again in every SPADE layer. During
+# training all pixels share one vector. Because the tensor has a value per pixel and because G is
+# made of convolutions, a different vector may be put anywhere at test time: everywhere (global
+# re-sampling: another scene), or inside a mask (local re-sampling: another bed in the same room,
+# Fig. 1).
 
 
 def sample_noise(batch, noise_dim, height, width, generator=None):
     """Global noise: one standard normal vector per image, the same at every pixel.
 
-    Returns (batch, noise_dim, height, width). The result is an expanded view that takes no memory for
-    its pixels; clone() it before writing into it. `generator` is a CPU torch.Generator.
+    Returns (batch, noise_dim, height, width). The result is an expanded view that takes no memory
+    for its pixels; clone() it before writing into it. `generator` is a CPU torch.Generator.
     """
     z = torch.randn(batch, noise_dim, generator=generator)
     return replicate_noise(z, height, width)
 
 
 def replicate_noise(z, height, width):
-    """(B, C) or (B, C, H, W) -> (B, C, H, W): a vector per image becomes the 3D tensor of the paper."""
+    """(B, C) or (B, C, H, W) -> (B, C, H, W): a vector per image becomes the paper's 3D tensor."""
     return z[:, :, None, None].expand(-1, -1, height, width) if z.ndim == 2 else z
 
 
@@ -75,22 +77,23 @@ def resample_noise(noise, mask, generator=None):
 def noise_from_seeds(seeds, noise_dim=64):
     """One noise vector per seed: (len(seeds), noise_dim).
 
-    Each image has a seed of its own and the numbers are drawn on the CPU, so a sample depends neither
-    on the batch it was drawn in nor on the device.
+    Each image has a seed of its own and the numbers are drawn on the CPU, so a sample depends
+    neither on the batch it was drawn in nor on the device.
     """
     return torch.stack([
         torch.randn(noise_dim, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds
     ])
 
 
-# ---- Building blocks -------------------------------------------------------------------------------
+# ---- Building blocks ---------------------------------------------------------------------------
 
 
 def convolution(in_channels, out_channels, kernel, spectral, bias=True):
     """A size-preserving convolution with OASIS's initial weights.
 
-    Spectral normalisation divides the weight by its largest singular value, which bounds how fast the
-    layer's output can change. It keeps the two players of a GAN from running away from each other.
+    Spectral normalisation divides the weight by its largest singular value, which bounds how fast
+    the layer's output can change. It keeps the two players of a GAN from running away from each
+    other.
     """
     layer = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=bias)
     nn.init.xavier_normal_(layer.weight, INIT_GAIN)
@@ -103,10 +106,10 @@ def convolution(in_channels, out_channels, kernel, spectral, bias=True):
 def scale_weights(network, factor):
     """Multiply every convolution weight; a factor of 50 turns the initial gain of 0.02 into 1.
 
-    A spectrally normalised layer computes the same as before, but learns differently: a step of Adam has
-    about the size of the learning rate, whatever the weight's. It turns a small weight far and a
-    large one little. The paper's small weights settle during its first thousands of steps; a training
-    of a few hundred has no time for that.
+    A spectrally normalised layer computes the same as before, but learns differently: a step of
+    Adam has about the size of the learning rate, whatever the weight's. It turns a small weight
+    far and a large one little. The paper's small weights settle during its first thousands of
+    steps; a training of a few hundred has no time for that.
     """
     for parameter in network.parameters():
         if parameter.ndim == 4:
@@ -114,20 +117,21 @@ def scale_weights(network, factor):
 
 
 class SPADE(nn.Module):
-    """Spatially-adaptive normalisation: batch norm whose scale and shift are painted by the label map.
+    """Spatially-adaptive normalisation: batch norm with a scale and shift painted by the label map.
 
-    A plain normalisation layer would wash the label map out: over a uniform region, mean and variance
-    take away exactly what the label added. SPADE (Park et al., 2019) puts it back after every
-    normalisation, as a scale γ and a shift β for each pixel and channel. OASIS's change is the input:
-    γ and β are computed from the label map *and* the 3D noise.
+    A plain normalisation layer would wash the label map out: over a uniform region, mean and
+    variance take away exactly what the label added. SPADE (Park et al., 2019) puts it back after
+    every normalisation, as a scale γ and a shift β for each pixel and channel. OASIS's change is
+    the input: γ and β are computed from the label map *and* the 3D noise.
     """
 
     def __init__(self, features, condition_channels, hidden):
         super().__init__()
         self.norm = nn.BatchNorm2d(features, affine=False)
         self.shared = convolution(condition_channels, hidden, 3, spectral=False)
-        # γ and β are two convolutions of the same tensor: one layer with twice the outputs is faster.
-        # Xavier's formula counts outputs, so each half is initialised as the layer it stands for.
+        # γ and β are two convolutions of the same tensor: one layer with twice the outputs is
+        # faster. Xavier's formula counts outputs, so each half is initialised as the layer it
+        # stands for.
         self.gamma_beta = convolution(hidden, 2 * features, 3, spectral=False)
         for half in self.gamma_beta.weight.data.chunk(2):
             nn.init.xavier_normal_(half, INIT_GAIN)
@@ -165,17 +169,19 @@ class GeneratorBlock(nn.Module):
         return shortcut + x
 
 
-# ---- Generator G -----------------------------------------------------------------------------------
+# ---- Generator G -------------------------------------------------------------------------------
 
 
 class Generator(nn.Module):
-    """G(z, t): paints an image from a label map and noise (Sec. 2; SPADE's generator less one block).
+    """G(z, t): paints an image from a label map and noise (Sec. 2).
+
+    It is SPADE's generator without its first block, and with noise where SPADE has none.
 
     Args:
         num_classes: N, the number of labels in the input, "unknown" included.
         noise_dim: channels of the noise (the paper: 64). 0 makes a generator without noise.
-        channels: width of the last block; the first blocks are 16 times as wide.
-        num_blocks: residual blocks. Between two blocks the picture doubles in size, so the first block
+        channels: width c of the last block; the first blocks are 16 times as wide.
+        num_blocks: residual blocks. Between two the picture doubles in size, so the first block
             works at 1/2^(num_blocks−1), the paper's 1/32.
         spade_hidden: width of the hidden layer inside each SPADE.
     """
@@ -187,7 +193,8 @@ class Generator(nn.Module):
         self.num_classes, self.noise_dim, self.num_blocks = num_classes, noise_dim, num_blocks
         self.size_multiple = 2 ** (num_blocks - 1)
         condition_channels = noise_dim + num_classes
-        # Widths double from the last block backwards and stop at 16: 16 16 16 8 4 2 1 for six blocks.
+        # Widths double from the last block backwards and stop at 16: 16 16 16 8 4 2 1 for six
+        # blocks.
         widths = [channels * min(16, 2 ** (num_blocks - i)) for i in range(num_blocks + 1)]
         self.first = convolution(condition_channels, widths[0], 3, spectral=False)
         self.blocks = nn.ModuleList(
@@ -197,11 +204,11 @@ class Generator(nn.Module):
         self.last = convolution(widths[-1], 3, 3, spectral=False)
 
     def forward(self, labels, noise):
-        """labels (B, H, W) int64 and noise (B, C, H, W) or (B, C) -> images (B, 3, H, W) in [−1, 1].
+        """labels (B, H, W) int64, noise (B, C, H, W) or (B, C) -> images (B, 3, H, W) in [−1, 1].
 
         H and W must be multiples of `size_multiple`; anything else is a ValueError.
         """
-        pyramid = self.condition_pyramid(labels, noise)         # coarse to fine, (B, C+N, h, w) each
+        pyramid = self.condition_pyramid(labels, noise)         # (B, C+N, h, w), coarse to fine
         x = self.first(pyramid[0])                              # (B, 16c, H/32, W/32)
         for i, (block, condition) in enumerate(zip(self.blocks, pyramid)):
             if i > 0:
@@ -212,8 +219,8 @@ class Generator(nn.Module):
     def condition_pyramid(self, labels, noise):
         """Noise and one-hot labels, concatenated, at the size of every block (coarsest first).
 
-        Nearest-neighbour shrinking by 2^k just keeps every 2^k-th pixel. All SPADE layers of a block
-        share one tensor, made once.
+        Nearest-neighbour shrinking by 2^k just keeps every 2^k-th pixel. All SPADE layers of a
+        block share one tensor, made once.
         """
         self.check_input(labels, noise)
         batch, height, width = labels.shape
@@ -227,17 +234,17 @@ class Generator(nn.Module):
                 for s in strides]
 
     def check_input(self, labels, noise):
-        """Refuse sizes and ids the network cannot take, in words instead of a failure deep inside."""
+        """Refuse sizes and ids the network cannot take, in words, not by a failure deep inside."""
         height, width = labels.shape[1:]
         m = self.size_multiple
         if height % m or width % m:
-            raise ValueError(f"a label map of {height}×{width} cannot be drawn: this generator halves "
-                             f"the size {self.num_blocks - 1} times, so height and width must be "
-                             f"multiples of {m}")
+            raise ValueError(f"a label map of {height}×{width} cannot be drawn: this generator "
+                             f"halves the size {self.num_blocks - 1} times, so height and width "
+                             f"must be multiples of {m}")
         if noise.shape[:2] != (len(labels), self.noise_dim):
-            raise ValueError(f"noise of shape {tuple(noise.shape)} given, expected "
-                             f"({len(labels)}, {self.noise_dim}) or ({len(labels)}, {self.noise_dim}, "
-                             f"{height}, {width})")
+            vector = (len(labels), self.noise_dim)
+            raise ValueError(f"noise of shape {tuple(noise.shape)} given, expected {vector} or "
+                             f"{(*vector, height, width)}")
         # On a GPU this check would wait for the device; there the data loader has done it already.
         if labels.device.type == "cpu" and labels.numel():
             low, high = labels.aminmax()
@@ -246,12 +253,12 @@ class Generator(nn.Module):
                                  f"{self.num_classes - 1}")
 
 
-# ---- Discriminator D (Sec. 2, "Segmentation-based discriminator") ----------------------------------
+# ---- Discriminator D (Sec. 2, "Segmentation-based discriminator") ------------------------------
 #
-# A U-Net: an encoder that halves the picture at each block, a decoder that doubles it again, and skip
-# connections that carry the encoder's fine detail across. D never receives the label map as an input.
-# To be rewarded it has to find the classes in the picture itself, which is what forces it to learn
-# what things look like, and what makes its gradient worth a perceptual loss to G.
+# A U-Net: an encoder that halves the picture at each block, a decoder that doubles it again, and
+# skip connections that carry the encoder's fine detail across. D never receives the label map as
+# an input. To be rewarded it has to find the classes in the picture itself, which is what forces
+# it to learn what things look like, and what makes its gradient worth a perceptual loss to G.
 
 
 class DownBlock(nn.Module):
@@ -268,7 +275,8 @@ class DownBlock(nn.Module):
 
     def forward(self, x):
         """(B, in, h, w) -> (B, out, h/2, w/2)"""
-        # A 1×1 convolution and average pooling may be swapped; after the pooling it costs a quarter.
+        # A 1×1 convolution and average pooling may be swapped; after the pooling it costs a
+        # quarter.
         shortcut = shrink(x)
         if self.learned_shortcut:
             shortcut = self.conv_s(shortcut)
@@ -289,9 +297,10 @@ class UpBlock(nn.Module):
             self.conv_s = convolution(in_channels, out_channels, 1, spectral=True)
 
     def forward(self, x, size):
-        """(B, in, h, w) -> (B, out, *size), where size is (2h, 2w), or one less where h or w was odd."""
+        """(B, in, h, w) -> (B, out, *size); size: (2h, 2w), or one less for odd sizes."""
         # A 1×1 convolution and nearest-neighbour doubling may be swapped, too.
-        shortcut = F.interpolate(self.conv_s(x) if self.learned_shortcut else x, size, mode="nearest")
+        shortcut = self.conv_s(x) if self.learned_shortcut else x
+        shortcut = F.interpolate(shortcut, size, mode="nearest")
         x = self.conv_1(F.interpolate(F.leaky_relu(x, LEAK), size, mode="nearest"))
         x = self.conv_2(F.leaky_relu(x, LEAK))
         return x + shortcut
@@ -325,7 +334,7 @@ class Discriminator(nn.Module):
         self.last = convolution(outputs[-1], num_classes + 1, 1, spectral=False)
 
     def forward(self, images):
-        """images (B, 3, H, W) in [−1, 1] -> logits (B, N+1, H, W): log-probabilities up to a constant."""
+        """images (B, 3, H, W) in [−1, 1] -> logits (B, N+1, H, W), for a softmax over N+1."""
         x, skips = images, [images]
         for block in self.encoder:
             x = block(x)                                         # (B, 512, H/64, W/64) in the end
@@ -339,32 +348,33 @@ class Discriminator(nn.Module):
         return self.last(x)                                      # (B, N+1, H, W)
 
 
-# ---- Checkpoints -----------------------------------------------------------------------------------
+# ---- Checkpoints -------------------------------------------------------------------------------
 
 
 def read_tensors(path):
-    """torch.load, weights only, on the CPU; every way in which a file can be wrong ends in one sentence."""
+    """torch.load, weights only, on the CPU; whatever is wrong with a file ends in one sentence."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as e:
+    except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError,
+            zipfile.BadZipFile) as e:
         raise CheckpointError(f"{path}: not a checkpoint, or one that was cut off "
                               f"({path.stat().st_size:,} bytes); use another file") from e
 
 
 def load_checkpoint(path):
-    """A training run's latest.pt or best.pt as a dictionary (written by train.py). CheckpointError."""
+    """A run's latest.pt or best.pt, written by train.py, as a dictionary. CheckpointError."""
     checkpoint = read_tensors(path)
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != "oasis-run-1":
-        raise CheckpointError(f"{path}: not a checkpoint of train.py; the authors' released *.pth files "
-                              f"are read by load_released_generator and load_released_discriminator")
+        raise CheckpointError(f"{path}: not a checkpoint of train.py; the authors' released *.pth "
+                              f"files are read by load_released_generator and _discriminator")
     return checkpoint
 
 
 def restore(network, state, path_or_what):
-    """network.load_state_dict(state) with a one-sentence error; returns the network in eval mode."""
+    """load_state_dict with a one-sentence error; returns the network in eval mode."""
     try:
         network.load_state_dict(state)
     except RuntimeError as e:
@@ -396,7 +406,7 @@ RELEASED_NAMES = (
 
 
 def translate_released(state):
-    """Tensor names of the authors' released code -> names of this file; γ and β become one layer."""
+    """Tensor names of the released code -> names of this file; γ and β become one layer."""
     out = {}
     for name, tensor in state.items():
         if ".mlp_beta." in name:
@@ -411,7 +421,7 @@ def translate_released(state):
 
 
 def load_released_generator(path, noise_dim=64):
-    """G from the authors' `*_EMA.pth` or `*_G.pth`, in eval mode. CheckpointError on any other file.
+    """G from the authors' `*_EMA.pth` or `*_G.pth`, in eval mode; CheckpointError for other files.
 
     The architecture is read off the tensors' shapes. noise_dim says how many of the input channels
     are noise, the one thing the shapes do not tell (0 for a model trained without 3D noise).
@@ -430,10 +440,10 @@ def load_released_generator(path, noise_dim=64):
 
 
 def load_released_discriminator(path):
-    """D from the authors' `*_D.pth`, in eval mode. CheckpointError on any other file.
+    """D from the authors' `*_D.pth`, in eval mode; CheckpointError for other files.
 
-    The released code keeps the fake class in output channel 0; here it is the last, as in the paper,
-    so channel 0 of the last layer moves to the end.
+    The released code keeps the fake class in output channel 0; here it is the last, as in the
+    paper, so channel 0 of the last layer moves to the end.
     """
     state = read_tensors(path)
     try:
@@ -448,21 +458,21 @@ def load_released_discriminator(path):
     return restore(Discriminator(num_classes, channels), state, path)
 
 
-# ---- python oasis.py -------------------------------------------------------------------------------
+# ---- python oasis.py ---------------------------------------------------------------------------
 
 
 def print_shapes(network, *inputs):
     """One line per stage of a network: its name and the shape it hands on."""
     for name, module in network.named_modules():
-        stage = name in ("first", "last") or name.rpartition(".")[0] in ("blocks", "encoder", "decoder")
-        if stage:
+        if (name in ("first", "last")
+                or name.rpartition(".")[0] in ("blocks", "encoder", "decoder")):
             module.register_forward_hook(
                 lambda _, __, output, name=name: print(f"    {name:12s} {tuple(output.shape)}"))
     network(*inputs)
 
 
 def main():
-    """The shape ladder of the paper's ADE20K model, and the parameter counts of its three datasets."""
+    """The shape ladder of the paper's ADE20K model; the parameter counts of its three datasets."""
     with torch.device("meta"):      # tensors with a shape and no numbers: instant, and free
         G, D = Generator(151), Discriminator(151)
         labels, noise = torch.zeros(1, 256, 256, dtype=torch.int64), torch.zeros(1, 64)

@@ -8,12 +8,14 @@ network is part of the score: mIoU of different networks cannot be compared.
 
 import hashlib
 import os
+import zipfile
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.export.passes import move_to_device_pass
 from torch.nn.utils import parametrize
 from tqdm import tqdm
 
@@ -34,6 +36,12 @@ def add_over_processes(tensor):
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
+
+
+def everywhere(flag, device):
+    """Is this true in every process? Processes that branch on it then all take the same branch."""
+    misses = torch.tensor(0.0 if flag else 1.0, device=device)
+    return add_over_processes(misses).item() == 0
 
 
 def write_safely(path, write):
@@ -116,10 +124,10 @@ class Segmenter:
             raise MetricsError(f"{self.description} gives logits of shape {tuple(logits.shape)}, but "
                                f"(B, {len(self.table)}, H, W) is needed; its classes are matched to the "
                                f"dataset's by a label map file, one line for each")
+        if logits.shape[2:] != size:
+            logits = F.interpolate(logits, size, mode="bilinear")
         table = self.table.to(logits.device)
         logits = logits.float().masked_fill((table < 0).view(-1, 1, 1), -torch.inf)
-        if logits.shape[2:] != size:
-            logits = F.interpolate(logits, size, mode="nearest")
         return table[logits.argmax(1)]
 
     def confusion(self, images, labels):
@@ -181,7 +189,6 @@ def train_segmenter(dataset, device, steps=None, *, channels=None, batch_size=No
         loss.backward()
         for parameter in network.parameters():
             add_over_processes(parameter.grad).div_(world)
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         schedule.step()
     return network.requires_grad_(False).eval()
@@ -258,10 +265,21 @@ def load_exported(path, dataset, device, size=None, label_map=None):
     if not path.is_file():
         raise MetricsError(f"{path}: there is no such file")
     try:
+        if not zipfile.is_zipfile(path):               # load() would print pages about it
+            raise zipfile.BadZipFile
         program = torch.export.load(path)
-    except (RuntimeError, OSError, ValueError, KeyError, EOFError, AssertionError) as e:
-        raise MetricsError(f"{path}: not a program saved by torch.export.save") from e
-    network = torch.export.passes.move_to_device_pass(program, str(device)).module()
+    except (RuntimeError, OSError, KeyError, zipfile.BadZipFile) as e:
+        raise MetricsError(f"{path}: not a program saved by torch.export.save, or cut off") from e
+    module = move_to_device_pass(program, str(device)).module()
+
+    def network(images):
+        try:
+            return module(images)
+        except (AssertionError, RuntimeError) as e:    # AssertionError: a size was exported as fixed
+            raise MetricsError(f"{path}: refuses images of shape {tuple(images.shape)} "
+                               f"({str(e).splitlines()[0]}); export it with free sizes, or say which "
+                               f"size it takes") from e
+
     table = read_class_table(label_map, dataset) if label_map else None
     return Segmenter(network, dataset, table, size, f"{path.name} (file {file_hash(path)})"
                      + (f" at {size[0]}×{size[1]}" if size else ""))

@@ -1,11 +1,12 @@
 """Pictures: noise in closed form, locality, the command on small runs, its refusals."""
 
+import io
 import json
-import math
 import os
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 from PIL import Image
 
@@ -14,6 +15,16 @@ import layouts
 import oasis
 import released_layout
 import sample
+import segmenter
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """On networks this small, two threads spend their time waiting for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @torch.no_grad()
@@ -32,29 +43,29 @@ def vivid(network):
     return network.eval()
 
 
-def write_checkpoint(path, preset="toy", names=None, palette=None, size=(32, 32), data_root=""):
-    """A checkpoint of train.py's format, with tiny networks."""
-    toy = data.open_dataset("toy", "val", size)
-    names = names or list(toy.class_names)
-    palette = toy.palette.tolist() if palette is None else palette
-    G = vivid(oasis.Generator(len(names), noise_dim=8, channels=2, num_blocks=3, spade_hidden=8))
-    D = vivid(oasis.Discriminator(len(names), channels=(8, 8, 8)))
-    path.parent.mkdir(parents=True, exist_ok=True)
+@pytest.fixture(scope="module")
+def checkpoint():
+    """The bytes of a checkpoint as train.py writes it, with tiny networks."""
+    toy = data.open_dataset("toy", "val", (32, 32))
+    G = vivid(oasis.Generator(10, noise_dim=8, channels=2, num_blocks=3, spade_hidden=8))
+    D = vivid(oasis.Discriminator(10, channels=(8, 8, 8)))
+    file = io.BytesIO()
     torch.save({
         "format": "oasis-run-1", "model": "oasis", "step": 7,
-        "config": {"preset": preset, "data_root": data_root, "seed": 0, "run_dir": "",
-                   "batch_size": 2, "height": size[0], "width": size[1]},
-        "dataset": {"preset": preset, "class_names": names, "palette": palette, "ignore_label": 0,
-                    "size": list(size)},
+        "config": {"preset": "toy", "data_root": "", "seed": 0, "run_dir": "runs/toy",
+                   "batch_size": 2, "height": 32, "width": 32},
+        "dataset": {"preset": "toy", "class_names": list(toy.class_names), "size": [32, 32],
+                    "palette": toy.palette.tolist(), "ignore_label": 0},
         "generator_args": G.config, "discriminator_args": D.config, "generator": G.state_dict(),
-        "ema": G.state_dict(), "discriminator": D.state_dict()}, path)
-    return path
+        "ema": G.state_dict(), "discriminator": D.state_dict()}, file)
+    return file.getvalue()
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(checkpoint, tmp_path, monkeypatch):
     """A working directory with one run, as after `python train.py`."""
-    write_checkpoint(tmp_path / "runs" / "toy" / "best.pt")
+    (tmp_path / "runs" / "toy").mkdir(parents=True)
+    (tmp_path / "runs" / "toy" / "best.pt").write_bytes(checkpoint)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -170,14 +181,14 @@ def test_without_arguments_the_newest_run_draws_its_validation_set(folder, capsy
     assert np.abs(pixels(out / "val_00005_seed3.png") - alone).max() <= 1
 
 
-def test_the_newest_run_is_the_one_written_to_last(folder):
+def test_the_newest_run_is_the_one_written_to_last(tmp_path):
     for age, name in enumerate(["new/latest.pt", "old/best.pt", "old/latest.pt"]):
-        path = write_checkpoint(folder / "runs" / name)
-        stamp = path.stat().st_mtime + 100 - age
-        os.utime(path, (stamp, stamp))
-    assert str(sample.newest_checkpoint()) == "runs/new/latest.pt"
-    os.utime(folder / "runs/old/latest.pt", (stamp + 200, stamp + 200))
-    assert str(sample.newest_checkpoint()) == "runs/old/best.pt"
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    assert sample.newest_checkpoint(tmp_path) == tmp_path / "new/latest.pt"
+    os.utime(tmp_path / "old/latest.pt", (2e9, 2e9))             # that run goes on: its best so far
+    assert sample.newest_checkpoint(tmp_path) == tmp_path / "old/best.pt"
 
 
 def test_a_second_run_draws_only_what_is_missing(folder, capsys):
@@ -324,6 +335,53 @@ def test_a_released_file_draws_label_maps_as_its_dataset_ships_them(released, fo
     assert (model.id_table[model.file_ids] == np.arange(183)).all()
 
 
+# ---- A generator that has learned ----------------------------------------------------------------
+
+
+def test_local_resampling_of_a_trained_generator_is_local_and_keeps_the_layout(toy_run):
+    """Every class in turn gets new noise; the change is read off by distance, the layout by the
+    segmenter that the run is scored with."""
+    model = sample.load_model(toy_run / "best.pt")
+    scenes = data.open_dataset("toy", "val", model.size, seed=model.seed)
+    judge = segmenter.load_segmenter(toy_run / "segmenter.pt", scenes, torch.device("cpu"))
+    a, b = sample.noise_from_seeds([0, 1], model.generator.noise_dim)
+    change, before_counts, after_counts = 0, 0, 0
+    for labels in (scenes[i][1] for i in range(24)):
+        regions = [sample.class_region(labels.numpy(), [k]) for k in labels.unique()]
+        noise = torch.cat([a.expand(1, *labels.shape, -1).permute(0, 3, 1, 2)]
+                          + [sample.local_noise(a, b[None], region) for region in regions])
+        pictures = sample.paint(model.generator, labels, noise)
+        change += sum(sample.change_by_distance(pictures[0], after, region)
+                      for after, region in zip(pictures[1:], regions))
+        images = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1
+        with torch.no_grad():
+            before_counts += judge.confusion(images[:1], labels[None]) * len(regions)
+            after_counts += judge.confusion(images[1:], labels.expand(len(regions), -1, -1))
+    inside, *outside = change[0] / change[1].clip(1)
+    assert inside > 3 * change[0, 1:].sum() / change[1, 1:].sum()
+    assert all(np.diff([inside, *outside[:4]]) < 0)              # fades with distance
+    drop = segmenter.mean_iou(before_counts) - segmenter.mean_iou(after_counts)
+    assert drop < 0.02
+
+
+def test_beyond_its_reach_a_trained_generator_changes_not_one_bit(toy_run):
+    """A panorama of four toy scenes; only the sky of the first is drawn anew."""
+    model = sample.load_model(toy_run / "best.pt")
+    scenes = data.open_dataset("toy", "val", model.size)
+    labels = torch.cat([scenes[i][1] for i in range(4)], dim=1)[None]
+    region = sample.class_region(labels[0].numpy(), [1])
+    region[:, 64:] = False
+    a, b = sample.noise_from_seeds([0, 1], model.generator.noise_dim)
+    with torch.no_grad():
+        before = model.generator(labels, a[None])
+        after = model.generator(labels, sample.local_noise(a, b[None], region))
+    distance = scipy.ndimage.distance_transform_edt(~region)
+    changed = (before != after)[0].any(0).numpy()
+    farthest = np.abs(np.argwhere(changed)[:, 1].max() - np.argwhere(region)[:, 1].max())
+    assert 8 < farthest <= sample.reach(model.generator) < 100
+    assert distance[changed].max() < 100 < distance.max()
+
+
 # ---- Bad input -----------------------------------------------------------------------------------
 
 
@@ -332,7 +390,7 @@ def bad_files():
     Image.fromarray(np.full((32, 32), 77, np.uint8)).save("ids.png")
     Image.fromarray(np.zeros((33, 64), np.uint8)).save("odd.png")
     Image.fromarray(np.zeros((32, 32), np.uint8)).save("good.png")
-    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save("photo.jpg")
+    Image.new("RGB", (32, 32)).save("photo.jpg")
     Image.fromarray(np.full((16, 16), 255, np.uint8)).save("small.png")
     whole = open("runs/toy/best.pt", "rb").read()
     open("cut.pt", "wb").write(whole[:len(whole) // 2])

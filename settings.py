@@ -1,0 +1,158 @@
+"""What a run of train.py can be told: every setting, and what each dataset's preset changes.
+
+    python train.py --help        # the same as a command line
+
+One dataclass is the whole configuration. Each field is an option of train.py with its default and
+its help text; networks and functions get the values they need as arguments, never this object.
+"""
+
+import argparse
+import dataclasses
+import math
+
+import metrics
+import oasis
+
+
+class SettingsError(ValueError):
+    """A setting that cannot work; the message names it and says what is possible."""
+
+
+def option(default, text, group=None):
+    """A field of Settings: its default, its --help text, and the --help group that it opens."""
+    return dataclasses.field(default=default, metadata={"help": text, "group": group})
+
+
+@dataclasses.dataclass
+class Settings:
+    """Everything a run can be told. Defaults are the paper's ADE20K model; PRESETS change them."""
+
+    preset: str = option("toy", "which data, with the settings that go with it", "data")
+    data_root: str = option("", "folder of the dataset; toy needs none")
+    subset: str = option("", "file with the names of the training images to use, one per line")
+    height: int = option(256, "height of the images")
+    width: int = option(256, "width of the images")
+    workers: int = option(8, "processes that load images; the pictures do not depend on it")
+
+    channels: int = option(64, "width of the generator's last block", "model")
+    num_blocks: int = option(6, "generator blocks; height and width divide by 2^(blocks-1)")
+    spade_hidden: int = option(128, "width of the hidden layer inside each SPADE")
+    noise_dim: int = option(64, "length of the noise vector, the third dimension of the 3D noise")
+    d_channels: tuple = option((128, 128, 256, 256, 512, 512), "discriminator's encoder widths")
+    init_gain_g: float = option(oasis.INIT_GAIN, "Xavier gain of the generator's initial weights")
+    init_gain_d: float = option(oasis.INIT_GAIN, "the same for the discriminator")
+
+    epochs: int = option(200, "passes over the training images", "training")
+    steps: int = option(0, "train so many steps instead of epochs (0: use --epochs)")
+    batch_size: int = option(32, "images per step, over all processes together")
+    lr_g: float = option(1e-4, "Adam's learning rate for the generator")
+    lr_d: float = option(4e-4, "Adam's learning rate for the discriminator")
+    beta1: float = option(0.0, "Adam's β1; 0: yesterday's gradients came from another opponent")
+    beta2: float = option(0.999, "Adam's β2")
+    lambda_labelmix: float = option(10.0, "λ, weight of the LabelMix term; 0 leaves it out")
+    ema_decay: float = option(0.9999, "decay of the generator's moving average")
+    precision: str = option("fp32", "fp32, or bf16: networks in bfloat16, losses in float32")
+    seed: int = option(0, "decides every random number of the run")
+
+    run_dir: str = option("", "folder of the run (default: runs/PRESET)", "output")
+    resume: bool = option(False, "go on with the run in --run-dir, from its latest.pt")
+    log_every: int = option(100, "steps between two rows of log.csv")
+    picture_every: int = option(1000, "steps between two picture grids")
+    score_every: int = option(5000, "steps between two scorings; the last step is always scored")
+    checkpoint_every: int = option(1000, "steps between two checkpoints")
+    metrics: tuple = option(("miou", "fd_segmenter", "fid"), "scores, see metrics.py --help")
+    score_images: int = option(0, "validation images to score (0: all)")
+    segmenter: str = option("", "segmenter.pt to score mIoU with (without: one is trained first)")
+    segmenter_steps: int = option(0, "training steps of that network (0: by image size)")
+
+
+# What each dataset changes (Sec. 3 and the paper's supplement).
+PRESETS = {
+    "ade20k": {},
+    "ade20k-outdoors": {},
+    "coco-stuff": dict(epochs=100),
+    "cityscapes": dict(height=256, width=512, batch_size=20, lr_g=4e-4, lambda_labelmix=5.0,
+                       ema_decay=0.999),        # the released models' decay; the paper says 0.9999
+    "folder": dict(batch_size=8, ema_decay=0.999, workers=2),
+    # Small enough for minutes on two CPU cores. Tuned for that, not for a comparison with the
+    # paper: 0.02 is too small a gain for a training of 800 steps (see oasis.scale_weights).
+    "toy": dict(height=64, width=64, workers=0, channels=8, num_blocks=4, spade_hidden=32,
+                d_channels=(32, 64, 96, 128), init_gain_g=1.0, init_gain_d=5.0, steps=800,
+                batch_size=8, lr_g=1e-3, lr_d=2e-3, ema_decay=0.98, log_every=10,
+                picture_every=100, score_every=200, checkpoint_every=100,
+                metrics=("miou", "fd_segmenter")),
+}
+
+# These shape the networks or what they learn from; a resumed run cannot change them.
+FIXED_ON_RESUME = ("preset", "subset", "height", "width", "channels", "num_blocks", "spade_hidden",
+                   "noise_dim", "d_channels", "batch_size", "seed")
+
+
+def flag(name):
+    """The command-line option of a field: batch_size -> --batch-size."""
+    return "--" + name.replace("_", "-")
+
+
+def parse_arguments(argv=None):
+    """Command line -> (Settings, set of the names given). Every field of Settings is an option."""
+    parser = argparse.ArgumentParser(
+        prog="train.py", description="Train OASIS; without arguments on drawn scenes.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Defaults are the paper's; what a preset changes:\n" + "\n".join(
+            f"  {name}: " + (", ".join(f"{k} {v}" for k, v in changes.items()) or "nothing")
+            for name, changes in PRESETS.items()),
+        argument_default=argparse.SUPPRESS)
+    group = parser
+    for field in dataclasses.fields(Settings):
+        if field.metadata["group"]:
+            group = parser.add_argument_group(field.metadata["group"])
+        default = field.default
+        shown = "" if default in ("", 0, False) else f" (default: {default})"
+        text = field.metadata["help"] + shown
+        if field.type is bool:
+            group.add_argument(flag(field.name), action="store_true", help=text)
+        elif field.type is tuple:
+            group.add_argument(flag(field.name), nargs="+", type=type(default[0]), help=text)
+        else:
+            choices = {"preset": list(PRESETS), "precision": ["fp32", "bf16"]}.get(field.name)
+            group.add_argument(flag(field.name), type=field.type, choices=choices, help=text)
+    given = vars(parser.parse_args(argv))
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    preset = given.get("preset", Settings.preset)
+    s = Settings(**{"preset": preset, **PRESETS[preset], **given})
+    s.run_dir = s.run_dir or f"runs/{s.preset}"
+    return s, set(given)
+
+
+def check_settings(s, world_size):
+    """Refuse what cannot work before anything is loaded or written; SettingsError."""
+    def require(names, holds, sentence):
+        for name in names.split():
+            if not holds(getattr(s, name)):
+                raise SettingsError(f"{flag(name)} {getattr(s, name)}: {sentence}")
+
+    require("height width channels num_blocks spade_hidden batch_size log_every picture_every "
+            "score_every checkpoint_every", lambda v: v >= 1, "must be at least 1")
+    require("epochs steps workers noise_dim lambda_labelmix score_images segmenter_steps seed",
+            lambda v: v >= 0, "must not be negative")
+    require("ema_decay beta1 beta2", lambda v: 0 <= v < 1, "must lie in [0, 1)")
+    require("lr_g lr_d init_gain_g init_gain_d", lambda v: 0 <= v < math.inf,
+            "must be a finite number from 0 on")
+    multiple = 2 ** (s.num_blocks - 1)
+    for name in ("height", "width"):
+        size, below = getattr(s, name), getattr(s, name) // multiple * multiple
+        if size % multiple:
+            nearest = " or ".join(str(n) for n in (below, below + multiple) if n)
+            raise SettingsError(f"--{name} {size}: must be a multiple of {multiple}, as the "
+                                f"generator halves it {s.num_blocks - 1} times; nearest: {nearest}")
+    if s.batch_size * s.height * s.width == world_size * multiple ** 2:
+        raise SettingsError(f"--batch-size {s.batch_size}: at {s.height}×{s.width} the first block "
+                            f"would see one pixel in all, of which batch norm can take no "
+                            f"variance; use more images or a larger size")
+    if s.batch_size % world_size:
+        raise SettingsError(f"--batch-size {s.batch_size}: must be a multiple of the number of "
+                            f"processes, {world_size}, so that each gets the same share")
+    unknown = set(s.metrics) - set(metrics.METRICS)
+    if unknown:
+        raise SettingsError(f"--metrics {' '.join(sorted(unknown))}: known are "
+                            f"{' '.join(metrics.METRICS)}")
