@@ -458,11 +458,12 @@ def report(s, state, scorer, val_set, label_batches, scores, bar, stop=False, la
     if due(s.score_every):
         scores.clear()
         scores.update(scorer(state.ema, state.D))
-        # The best checkpoint has the lowest Fréchet distance, as that of the paper's results.
-        judge = "fid" if "fid" in scores else "fd_segmenter"
-        better = judge in scores and scores[judge] < state.best.get(judge, math.inf)
+        # The best checkpoint is the one of lowest FID, as for the paper's results; where FID is not
+        # measured, that of highest mIoU.
+        merit = -scores["fid"] if "fid" in scores else scores.get("miou", -math.inf)
+        better = merit > state.best.get("merit", -math.inf)
         if better:
-            state.best = {"step": state.step, **scores}
+            state.best = {"merit": merit, "step": state.step, **scores}
         if writes:
             append_row(run_dir / "scores.csv", {"step": state.step, **scores})
             bar.write(f"step {state.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
