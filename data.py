@@ -272,7 +272,8 @@ def open_dataset(preset, split, size, data_root=None, *, seed=0, subset=None, nu
     root = Path(data_root or "")
     if not data_root or not root.is_dir():
         raise DataError(f"the preset {preset} reads its files from a data root, and "
-                        + (f"{root} is not a folder" if data_root else "none was given"))
+                        + (f"{root} is not a folder" if data_root else
+                           "none was given (--data-root DIR)"))
     # An explicit list replaces the rule that chooses outdoor images.
     by_list = subset and preset == "ade20k-outdoors"
     layout = layouts.OPENERS["ade20k" if by_list else preset](root, split)

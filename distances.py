@@ -244,7 +244,8 @@ def ssim_terms(x, y):
 
 def blur(x):
     """11×11 Gaussian window, σ 1.5, as a column times a row; no padding: (B, 3, H−10, W−10)."""
-    window = torch.exp(-(torch.arange(11, device=x.device) - 5.0) ** 2 / (2 * 1.5 ** 2))
+    offsets = torch.arange(-5, 6, device=x.device, dtype=x.dtype)
+    window = torch.exp(-offsets ** 2 / (2 * 1.5 ** 2))
     window = (window / window.sum()).expand(3, 1, 1, 11)
     return F.conv2d(F.conv2d(x, window, groups=3), window.transpose(2, 3), groups=3)
 

@@ -83,12 +83,12 @@ def my_batches(count, batch_size):
     """This process's batches of the images 0 … count − 1, as (half, indices).
 
     The even and the odd images are two halves, never mixed in one batch: between them the floor of a
-    distance is measured. MetricsError where there are fewer than two images for each process.
+    distance is measured. MetricsError where there are too few for a covariance of each half.
     """
     rank, world = process()
-    if count < 2 * world:
+    if count < max(4, 2 * world):
         raise MetricsError(f"{count} image{'s' * (count != 1)} for {world} process"
-                           f"{'es' * (world > 1)}: statistics need at least two images for each")
+                           f"{'es' * (world > 1)}: statistics need at least 4, and 2 for each process")
     return [(half, share[i:i + batch_size]) for half in (0, 1)
             for share in [range(half, count, 2)[rank::world]]
             for i in range(0, len(share), batch_size)]
@@ -147,7 +147,7 @@ class Scorer:
         self.count = min(num_images or len(val_dataset), len(val_dataset))
         self.batch_size, self.workers, self.metrics = batch_size, workers, list(metrics)
         my_batches(self.count, batch_size)             # too few images: say so before anything else
-        self.networks, self.segmenter = {}, None
+        self.networks, self.segmenter, self.run_dir = {}, None, run_dir
         for name, build in (("fid", lambda: InceptionFeatures(inception)), ("lpips", LPIPS)):
             if name in self.metrics:
                 self.load_network(name, build, strict)

@@ -161,7 +161,7 @@ class Edit:
 def read_edit(args, model):
     """Command line -> Edit; SampleError for classes and masks that do not exist."""
     edit = Edit(args.seed, args.num or 4, args.interpolate or 0, box=args.resample_box)
-    edit.classes = [class_id(word, model.class_names) for word in args.resample_class]
+    edit.classes = sorted({class_id(word, model.class_names) for word in args.resample_class})
     for words in args.replace:
         old, equals, new = words.partition("=")
         if not equals:
@@ -448,8 +448,8 @@ def at_least(least):
 def parse_arguments(argv):
     parser = argparse.ArgumentParser(
         "sample.py", description="Draw pictures from label maps with a trained generator. Without "
-        "arguments: four pictures for each of the first eight validation label maps of the newest run. "
-        "Pictures that exist with the same recipe are kept, so a stopped command goes on when "
+        "arguments: four pictures for each of the first eight validation label maps of the newest "
+        "run. Pictures that exist with the same recipe are kept, so a stopped command goes on when "
         "given again. Exit code: 0, or 2 with one sentence if anything is wrong.")
     add = parser.add_argument_group("model").add_argument
     add("--checkpoint", metavar="FILE", help="best.pt or latest.pt of a run, or a released "

@@ -214,34 +214,43 @@ def test_weights_that_are_wrong_or_missing(inception_file, tmp_path, capsys):
 
 
 def test_ms_ssim_agrees_with_pytorch_msssim():
-    x = random_images(3, 192, 256)
-    for y in (x.flip(0), metrics.quantise(x + 0.2 * random_images(3, 192, 256, 5)), x):
-        theirs = pytorch_msssim.ms_ssim((x + 1) / 2, (y + 1) / 2, data_range=1, size_average=False)
-        torch.testing.assert_close(metrics.ms_ssim(x, y), theirs, rtol=1e-4, atol=1e-5)
+    """In float64, and in float32 up to the rounding of E[x²] − E[x]²."""
+    x = random_images(3, 176, 192)
+    for y in (x.flip(0), metrics.quantise(x + 0.2 * random_images(3, 176, 192, 5)), x):
+        theirs = pytorch_msssim.ms_ssim((x.double() + 1) / 2, (y.double() + 1) / 2, data_range=1,
+                                        size_average=False)
+        torch.testing.assert_close(metrics.ms_ssim(x.double(), y.double()), theirs, rtol=1e-6, atol=0)
+        torch.testing.assert_close(metrics.ms_ssim(x, y).double(), theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_ms_ssim_of_small_images():
     """One scale is plain SSIM; the number of scales is the most whose window fits."""
-    x, y = random_images(2, 16, 20), random_images(2, 16, 20, 1)
+    x = random_images(2, 16, 20).double()
+    y = x + 0.3 * random_images(2, 16, 20, 1)
     theirs = pytorch_msssim.ssim((x + 1) / 2, (y + 1) / 2, data_range=1, size_average=False)
-    torch.testing.assert_close(metrics.ms_ssim(x, y), theirs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(metrics.ms_ssim(x, y), theirs, rtol=1e-6, atol=0)
     scales = [metrics.ms_ssim_scales((side, 300)) for side in (10, 11, 22, 64, 175, 176)]
     assert scales == [0, 1, 2, 3, 4, 5]
     with pytest.raises(metrics.MetricsError, match="11×11"):
         metrics.ms_ssim(x[:, :, :8], y[:, :, :8])
 
 
-def test_lpips_agrees_with_lpips(tmp_path):
-    """Random VGG16, the published linear weights; the file that the package ships is the one we fetch."""
+@pytest.fixture(scope="module")
+def random_lpips(tmp_path_factory):
+    """The lpips package's network, random VGG16 but published linear weights; and ours from its tensors."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         theirs = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()
     linear = Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth"
-    assert distances.file_hash(linear) == distances.LPIPS_LINEAR[1]
-    backbone = {"features." + name.split(".", 1)[1]: tensor
-                for name, tensor in theirs.net.state_dict().items()}
-    torch.save(backbone, tmp_path / "vgg.pth")
-    ours = metrics.LPIPS(tmp_path / "vgg.pth", linear)
+    assert distances.file_hash(linear) == distances.LPIPS_LINEAR[1]       # the file that we fetch
+    backbone = tmp_path_factory.mktemp("vgg") / "vgg16.pth"
+    torch.save({"features." + name.split(".", 1)[1]: tensor
+                for name, tensor in theirs.net.state_dict().items()}, backbone)
+    return theirs, metrics.LPIPS(backbone, linear)
+
+
+def test_lpips_agrees_with_lpips(random_lpips):
+    theirs, ours = random_lpips
     images = random_images(3, 64, 48)
     with torch.no_grad():
         expected = torch.stack([theirs(images[i:i + 1], images[j:j + 1]).squeeze()
@@ -281,3 +290,300 @@ def test_texture_distance():
     assert metrics.texture_distance(a, 7 * a) == 0
     assert metrics.texture_distance(a, a.roll(2)) == pytest.approx(1)
     assert metrics.texture_distance(a, a.flip(0).roll(2)) == pytest.approx(0.25)
+
+
+# ---- mIoU and the segmenter ------------------------------------------------------------------------
+
+
+def test_confusion_and_miou_agree_with_torchmetrics():
+    rng = torch.Generator().manual_seed(0)
+    target = torch.randint(0, 6, (3, 20, 20), generator=rng)
+    target[target == 4] = 5                                      # class 4 does not occur at all
+    guess = torch.randint(0, 4, (3, 20, 20), generator=rng) + 2 * (torch.rand(3, 20, 20) < -1)
+    prediction = torch.where(torch.rand(3, 20, 20, generator=rng) < 0.7, target, guess)
+    prediction[prediction == 0] = 1                              # nobody may answer with the ignored label
+    ours = metrics.confusion_matrix(prediction, target, 6, ignore_label=0)
+    matrix = torchmetrics.classification.MulticlassConfusionMatrix(6, ignore_index=0)
+    assert torch.equal(ours, matrix(prediction, target))
+    jaccard = torchmetrics.classification.MulticlassJaccardIndex(6, ignore_index=0)
+    accuracy = torchmetrics.classification.MulticlassAccuracy(6, average="micro", ignore_index=0)
+    assert metrics.mean_iou(ours) == pytest.approx(jaccard(prediction, target).item(), rel=1e-6)
+    assert metrics.pixel_accuracy(ours) == pytest.approx(accuracy(prediction, target).item(), rel=1e-6)
+    with pytest.raises(metrics.MetricsError, match="0 to 5"):
+        metrics.confusion_matrix(prediction + 9, target, 6)
+
+
+class Painted(torch.utils.data.Dataset):
+    """Each class in one colour, "unknown" in any: a perfect segmenter has mIoU 1."""
+
+    class_names, num_classes, ignore_label = ["unknown", "a", "b", "c"], 4, 0
+    colours = torch.tensor([[0, 0, 0], [-1, 1, 1], [1, -1, 1], [1, 1, -1]]).float()
+    name, split, size = "painted", "val", SIZE
+
+    def __init__(self, count=8):
+        rng = torch.Generator().manual_seed(0)
+        self.labels = torch.randint(0, 4, (count, 8, 8), generator=rng).kron(torch.ones(4, 4)).long()
+        self.names = [str(i) for i in range(count)]
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        return self.colours[self.labels[i]].permute(2, 0, 1), self.labels[i]
+
+
+class ByColour(nn.Module):
+    """The nearest colour, as logits. Its classes: c, a, b, and one that the dataset does not have."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("colours", torch.cat([Painted.colours[[3, 1, 2]], torch.zeros(1, 3)]))
+
+    def forward(self, images):
+        return -(images[:, None] - self.colours[:, :, None, None]).square().sum(2)
+
+
+def export(network, path):
+    dims = {0: torch.export.Dim("batch", max=1024)}
+    program = torch.export.export(network.eval(), (torch.zeros(2, 3, *SIZE),), dynamic_shapes=(dims,))
+    torch.export.save(program, path)
+    return path
+
+
+def test_own_network_as_an_exported_program(tmp_path):
+    dataset, path = Painted(), export(ByColour(), tmp_path / "by_colour.pt2")
+    (tmp_path / "map.txt").write_text("c\n1\nb\n-\n")
+    own = segmenter.load_exported(path, dataset, "cpu", label_map=tmp_path / "map.txt")
+    scorer = metrics.Scorer(dataset, None, "cpu", ["miou", "accuracy"], segmenter=own)
+    images = [(0, *(torch.stack(t) for t in zip(*[dataset[i] for i in range(8)])))]
+    scores = scorer.compare(images)
+    assert scores == {"miou": 1, "miou_real": 1, "accuracy": 1, "accuracy_real": 1}
+    assert "by_colour.pt2" in scorer.protocol["miou"] and "'unknown'" in scorer.protocol["miou"]
+    # A class that the network does not know is not scored: its pixels leave the matrix.
+    (tmp_path / "map.txt").write_text("-\na\nb\n-\n")
+    own = segmenter.load_exported(path, dataset, "cpu", label_map=tmp_path / "map.txt")
+    confusion = own.confusion(*images[0][1:])
+    assert confusion.sum() == (dataset.labels == 1).sum() + (dataset.labels == 2).sum()
+    assert metrics.mean_iou(confusion) == 1
+    # Other sizes than the exported one need --segmenter-size.
+    with pytest.raises(metrics.MetricsError, match="by_colour.pt2: refuses"):
+        own(torch.zeros(2, 3, 40, 40), (40, 40))
+    own.size = SIZE
+    assert own(torch.zeros(2, 3, 40, 40), (40, 40)).shape == (2, 40, 40)
+
+
+class Exportable(nn.Module):
+    """As in the README: a published network becomes images in [-1, 1] -> logits."""
+
+    def __init__(self, network, mean, std):
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+
+    def forward(self, images):
+        return self.network(((images + 1) / 2 - self.mean) / self.std)["out"]
+
+
+def test_a_published_architecture_can_be_exported(tmp_path):
+    """The README's way for UperNet101, DRN and DeepLabV2, on a network that torchvision has."""
+    with torch.random.fork_rng():
+        network = torchvision.models.segmentation.lraspp_mobilenet_v3_large(
+            weights=None, weights_backbone=None, num_classes=4)
+    path = export(Exportable(network, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), tmp_path / "n.pt2")
+    own = segmenter.load_exported(path, Painted(), "cpu", size=SIZE)
+    images = random_images(3, 48, 64)
+    predicted = own(images, (48, 64))
+    assert predicted.shape == (3, 48, 64) and predicted.min() >= 1      # never "unknown"
+
+
+@pytest.fixture(scope="module")
+def toy_scorer(tmp_path_factory):
+    """A Scorer on small toy scenes, with a segmenter that has learned something."""
+    train, val = (data.open_dataset("toy", split, SIZE, num_images=count)
+                  for split, count in (("train", 600), ("val", 96)))
+    state = torch.get_rng_state()
+    scorer = metrics.Scorer(val, train, "cpu", SET_SCORES, run_dir=tmp_path_factory.mktemp("run"),
+                            segmenter_steps=250)
+    assert torch.equal(torch.get_rng_state(), state)             # training draws nothing global
+    return scorer
+
+
+SET_SCORES = ("miou", "accuracy", "fd_segmenter", "colour", "texture")
+
+
+def blurred(images):
+    return F.avg_pool2d(images, 5, stride=1, padding=2, count_include_pad=False)
+
+
+FAULTS = {      # what is done to real images -> the scores that must notice
+    "noise": (lambda x: x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)),
+              {"miou", "accuracy", "fd_segmenter", "texture"}),
+    "blur": (blurred, {"miou", "accuracy", "fd_segmenter", "texture"}),
+    "wrong colours": (lambda x: x.flip(1), {"miou", "accuracy", "fd_segmenter", "colour"}),
+    "shuffled labels": (lambda x: x.roll(1, 0), {"miou", "accuracy"}),
+    "collapsed": (lambda x: x[:1].expand_as(x), {"miou", "accuracy", "fd_segmenter"}),
+}
+
+
+def test_scores_move_the_right_way(toy_scorer):
+    """Every fault worsens what should notice it; shuffling labels leaves the set, and its scores, alone."""
+    def scores(fault):
+        return toy_scorer.compare((half, fault(images), labels)
+                                  for half, _, images, labels in toy_scorer.batches("test"))
+    table = {"none": scores(lambda x: x), **{name: scores(f) for name, (f, _) in FAULTS.items()}}
+    print("", *(f"{name:16s}" + "".join(f"{s} {row[s]:8.4f}   " for s in SET_SCORES)
+                for name, row in table.items()), sep="\n")
+    good = table["none"]
+    assert good["miou"] == good["miou_real"] > 0.3
+    for name, (_, noticed_by) in FAULTS.items():
+        for score in SET_SCORES:
+            if score in ("miou", "accuracy"):
+                assert table[name][score] < 0.9 * good[score], (name, score)
+            elif score in noticed_by:
+                assert table[name][score] > 1.5 * good[f"{score}_real"], (name, score)
+    for score in ("fd_segmenter", "colour", "texture"):
+        assert table["shuffled labels"][score] == pytest.approx(good[score], abs=1e-6)
+
+
+class Painter(nn.Module):
+    """A stand-in generator: the palette's colours, tinted by the noise unless it has collapsed."""
+
+    noise_dim = 3
+
+    def __init__(self, dataset, tint):
+        super().__init__()
+        self.colours, self.tint = torch.as_tensor(dataset.palette) / 127.5 - 1, tint
+
+    def forward(self, labels, noise):
+        assert not self.training
+        pattern = torch.sin(torch.arange(labels.shape[2]) * noise.mean(1, keepdim=True))
+        tint = noise[:, :, None, None] + pattern[:, None, None, :]
+        return self.colours[labels].permute(0, 3, 1, 2) * 0.7 + self.tint * tint
+
+
+def test_diversity(toy_scorer, random_lpips):
+    """A generator deaf to noise: MS-SSIM 1, LPIPS 0. The more the noise does, the further from that."""
+    scores = []
+    for tint in (0, 0.05, 0.2):
+        scorer = metrics.Scorer(toy_scorer.dataset, None, "cpu", ["ms_ssim"], num_images=4)
+        scorer.metrics.append("lpips")
+        scorer.networks["lpips"] = random_lpips[1]
+        scores.append(scorer(Painter(toy_scorer.dataset, tint)))
+    assert scores[0]["ms_ssim"] == pytest.approx(1) and scores[0]["lpips"] == pytest.approx(0, abs=1e-9)
+    assert scores[0]["ms_ssim"] > scores[1]["ms_ssim"] > scores[2]["ms_ssim"] > 0
+    assert scores[0]["lpips"] < scores[1]["lpips"] < scores[2]["lpips"]
+    assert "20 samples" in scorer.protocol["lpips"] and "2 scales" in scorer.protocol["ms_ssim"]
+
+
+def test_scoring_leaves_no_trace(toy_scorer):
+    """Same scores again, in other batches, in training mode; networks and random numbers untouched."""
+    dataset = toy_scorer.dataset
+    G, D = tiny_networks()
+    before = [{k: v.clone() for k, v in network.state_dict().items()} for network in (G, D)]
+    state = torch.get_rng_state()
+    names, path = ("miou", "fd_segmenter", "d_miou"), segmenter_file(toy_scorer)
+    first, second = (metrics.Scorer(dataset, None, "cpu", names, 30, path, batch_size=size)(G, D)
+                     for size in (16, 7))
+    assert first == pytest.approx(second, rel=1e-5) and set(names) < set(first)
+    assert torch.equal(torch.get_rng_state(), state) and G.training and D.training
+    for network, old in zip((G, D), before):
+        assert all(torch.equal(old[k], v) for k, v in network.state_dict().items())
+
+
+def segmenter_file(scorer):
+    """The segmenter.pt of the toy scorer's run folder: it was kept, and gives the same network back."""
+    path = scorer.run_dir / "segmenter.pt"
+    assert segmenter.load_segmenter(path, scorer.dataset, "cpu").description == \
+        scorer.segmenter.description
+    return path
+
+
+# ---- The script on a run ---------------------------------------------------------------------------
+
+
+def tiny_networks():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return oasis.Generator(10, 8, 4, 3, 8), oasis.Discriminator(10, (8, 8))
+
+
+@pytest.fixture(scope="module")
+def checkpoint_file(tmp_path_factory):
+    """An untrained tiny run on the toy scenes."""
+    G, D = tiny_networks()
+    toy = data.open_dataset("toy", "val", SIZE)
+    path = tmp_path_factory.mktemp("tiny") / "latest.pt"
+    torch.save({"format": "oasis-run-1", "model": "oasis", "step": 0,
+                "config": {"preset": "toy", "data_root": "", "seed": 0},
+                "dataset": {"preset": "toy", "class_names": list(toy.class_names),
+                            "palette": toy.palette.tolist(), "ignore_label": 0, "size": list(SIZE)},
+                "generator_args": G.config, "discriminator_args": D.config,
+                "generator": G.state_dict(), "discriminator": D.state_dict(),
+                "ema": G.state_dict()}, path)
+    return path
+
+
+def test_two_processes_score_like_one(checkpoint_file, tmp_path):
+    """torchrun, gloo: the same JSON to 1e-6. The first run trains the segmenter, the others find it."""
+    arguments = [str(ROOT / "metrics.py"), "--checkpoint", str(checkpoint_file), "--num-images", "10",
+                 "--batch-size", "4", "--segmenter-steps", "2", "--device", "cpu", "--metrics",
+                 "miou,accuracy,fd_segmenter,colour,texture,ms_ssim,d_miou", "--json"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    results = []
+    for name, launcher in (("two", torchrun), ("one", [sys.executable])):
+        subprocess.run([*launcher, *arguments, str(tmp_path / name)], check=True, cwd=ROOT,
+                       capture_output=True)
+        scores = json.loads((tmp_path / name).read_text())["scores"]
+        results.append({name: score["value"] for name, score in scores.items()})
+    assert results[0] == pytest.approx(results[1], rel=1e-6, abs=1e-9) and len(results[0]) == 12
+
+
+def test_bad_requests_for_a_run(checkpoint_file, tmp_path, capsys):
+    ask, notes = ["--checkpoint", checkpoint_file, "--device", "cpu"], tmp_path / "notes.txt"
+    notes.write_text("sky\nwhale\n")
+    cut = tmp_path / "cut.pt"
+    cut.write_bytes(checkpoint_file.read_bytes()[:999])
+    torch.save({"format": "oasis-segmenter-1", "class_names": ["x"], "size": [1, 1]}, tmp_path / "s.pt")
+    exported = export(ByColour(), tmp_path / "by_colour.pt2")
+    for arguments, words in [
+            (["--checkpoint", cut], "cut.pt: not a checkpoint"),
+            ([*ask, "--metrics", "miou,beauty"], "no score 'beauty'; there are miou, accuracy"),
+            ([*ask, "--num-images", "1"], "1 image"),
+            ([*ask, "--segmenter", notes], "notes.txt: not a checkpoint"),
+            ([*ask, "--segmenter", checkpoint_file], "not a segmenter"),
+            ([*ask, "--segmenter", tmp_path / "s.pt"], "other class names"),
+            ([*ask, "--label-map", notes], "belong to a --segmenter FILE.pt2"),
+            ([*ask, "--segmenter", tmp_path / "no.pt2"], "no.pt2: there is no such file"),
+            ([*ask, "--segmenter", exported, "--metrics", "fd_segmenter"], "fd_segmenter is measured"),
+            ([*ask, "--segmenter", exported, "--metrics", "miou"], "(B, 10, H, W) is needed"),
+            ([*ask, "--segmenter", exported, "--label-map", notes], "line 2: 'whale' is neither")]:
+        assert words in error_of([*arguments, "--json", tmp_path / "s.json"], capsys)
+    assert not (tmp_path / "s.json").exists()
+
+
+def test_bad_folders(tmp_path, capsys):
+    good = save_images(random_images(5, 16, 16), tmp_path / "good")
+    fewer = save_images(random_images(4, 16, 16), tmp_path / "fewer")
+    single = save_images(random_images(1, 16, 16), tmp_path / "single")
+    mixed = save_images(random_images(5, 16, 16), tmp_path / "mixed")
+    broken = save_images(random_images(5, 16, 16), tmp_path / "broken")
+    Image.new("RGB", (20, 16)).save(mixed / "002.png")
+    (broken / "003.png").write_bytes((broken / "002.png").read_bytes()[:200])
+    (tmp_path / "empty").mkdir()
+    for folder, words in [
+            (tmp_path / "nowhere", "nowhere: there is no such folder"),
+            (tmp_path / "empty", "empty: holds no images"),
+            (fewer, "distances depend on the number, so choose one for both: --num-images 4"),
+            (single, "--num-images 1"), (mixed, "002.png: is 16×20, 000.png is 16×16"),
+            (broken, "003.png: is broken")]:
+        message = error_of(["--real", folder, "--fake", good, "--metrics", "colour", "--json",
+                            tmp_path / "s.json", "--device", "cpu"], capsys)
+        assert words in message
+    ask = ["--real", single, "--fake", single, "--device", "cpu", "--metrics"]
+    assert "1 image" in error_of([*ask, "colour"], capsys)
+    assert "miou needs a --checkpoint" in error_of([*ask, "miou"], capsys)
+    assert not (tmp_path / "s.json").exists()
+    metrics.main([str(a) for a in ("--real", good, "--fake", fewer, "--num-images", 4, "--device", "cpu",
+                                   "--metrics", "colour,texture")])
+    assert "4 images" in capsys.readouterr().out
