@@ -26,7 +26,6 @@ import layouts
 import oasis
 from oasis import noise_from_seeds  # noqa: F401  (to be imported from here, beside the rest)
 
-
 BANDS = (1, 9, 17, 33, 65)    # distances in pixels at which a local change is measured
 
 
@@ -207,15 +206,16 @@ class Model:
         return digest(*(tensor.cpu().numpy() for tensor in self.generator.state_dict().values()))
 
 
-def load_model(path, preset=None, device="cpu"):
+def load_model(path, preset=None, device="cpu", data_root=None):
     """A run's latest.pt or best.pt, or, with a preset, the authors' released *_EMA.pth or *_G.pth.
 
     A released file says nothing about its dataset, hence the preset. Its discriminator is taken
-    from the *_D.pth beside it, if there is one. Raises oasis.CheckpointError or SampleError.
+    from the *_D.pth beside it, if there is one, and ADE20K's class names from its data root, as no
+    other file has them. Raises oasis.CheckpointError, SampleError or data.DataError.
     """
     path = Path(path)
     if preset:
-        return place(load_released(path, preset), device)
+        return place(load_released(path, preset, data_root), device)
     if path.suffix == ".pth" and path.is_file():
         raise SampleError(f"{path}: a released file does not say which classes it draws; name its "
                           f"dataset by --preset {' | '.join(NUM_CLASSES)}")
@@ -231,7 +231,7 @@ def load_model(path, preset=None, device="cpu"):
         config["data_root"], config["seed"]), device)
 
 
-def load_released(path, preset):
+def load_released(path, preset, data_root=None):
     """The authors' generator and, where it lies beside, discriminator -> Model."""
     generator = oasis.load_released_generator(path)
     expected = NUM_CLASSES[preset]
@@ -239,12 +239,15 @@ def load_released(path, preset):
         raise SampleError(f"{path}: draws {generator.num_classes} classes, but {preset} has "
                           f"{expected}; --preset must name the dataset it was trained on")
     beside = path.with_name(re.sub(r"(EMA|G)\.pth$", "D.pth", path.name))
-    names = ["unknown"] + {"coco-stuff": layouts.COCO_STUFF_NAMES}.get(
-        preset, [f"class {k}" for k in range(1, expected)])    # ADE20K's names come with its data
+    names = ["unknown"] + [f"class {k}" for k in range(1, expected)]
     palette = layouts.make_palette(expected, 0)
-    if preset == "cityscapes":
+    if preset == "coco-stuff":
+        names = ["unknown"] + layouts.COCO_STUFF_NAMES
+    elif preset == "cityscapes":
         names = [c.name for c in layouts.cityscapes_classes()]
         palette = np.array([c.color for c in layouts.cityscapes_classes()], np.uint8)
+    elif data_root:
+        names = layouts.open_ade20k(Path(data_root), "val").class_names
     return Model(generator, oasis.load_released_discriminator(beside)
                  if beside != path and beside.is_file() else None,
                  preset, names, palette, data.SIZES.get(preset, (256, 256)), path.stem)

@@ -8,8 +8,8 @@
     python sample.py --recreate photo.jpg              # Fig. 4: photo -> label map -> other photos
     python sample.py --checkpoint latest_EMA.pth --preset ade20k --labels maps   # released model
 
-This file is the command line. The functions that draw are in pictures.py and can be imported from
-here, too: `from sample import load_model, paint`.
+This file is the command line. The functions that draw are in pictures.py, arrays in and arrays out;
+a notebook may import them from here, too: `from sample import load_model, paint`.
 
 Convention this file owns: every picture has one recipe. It names a noise vector a (by its seed), a
 second one b (by another seed), a point t on the way from a to b, and a region. The region gets the
@@ -68,9 +68,8 @@ def find_scenes(args, model):
     Functions, not scenes: ten thousand label maps are read one by one, when their turn comes.
     """
     def from_label_map(path):
-        labels = read_labels(path, model)
-        return Scene(path.stem, data.resize_labels(labels, args.size) if args.size else labels,
-                     {"label_map": str(path.resolve())})
+        labels = read_labels(path, model, args.size)
+        return Scene(path.stem, labels, {"label_map": str(path.resolve())})
 
     def from_photo(path):
         photo = data.read_photo(path, args.size or model.size, upright=True)
@@ -387,7 +386,7 @@ def run(args):
     """One command: plan everything, which finds all mistakes, then draw."""
     device = pick_device(args.device)
     checkpoint = Path(args.checkpoint) if args.checkpoint else newest_checkpoint()
-    model = load_model(checkpoint, args.preset, device)
+    model = load_model(checkpoint, args.preset, device, args.data_root)
     if args.size:
         check_size("--size", args.size, model.generator.size_multiple)
     edit, readers = read_edit(args, model), find_scenes(args, model)
@@ -463,7 +462,7 @@ def parse_arguments(argv):
     add("--labels", metavar="FILE|DIR", help="label maps: png files of ids as the dataset ships "
         "them, of palette indices or of the run's colours (default: the model's validation set)")
     add("--data-root", metavar="DIR", help="folder of the validation set, if it has moved since "
-        "training or the model is a released one")
+        "training or the model is a released one (ADE20K's class names lie there, too)")
     add("--size", nargs=2, type=at_least(1), metavar=("H", "W"), help="resize to this (default: "
         "label maps as they are, photos and the validation set as in training)")
     add("--limit", type=at_least(1), metavar="M", help="only the first M label maps or photos "

@@ -16,6 +16,6 @@ def toy_run(tmp_path_factory):
     import train
 
     folder = tmp_path_factory.mktemp("toy") / "run"
-    train.main(["--run-dir", str(folder), "--steps", "200", "--batch-size", "8", "--score-every", "100",
-                "--segmenter-steps", "200", "--checkpoint-every", "100"])
+    train.main(["--run-dir", str(folder), "--steps", "160", "--score-every", "160", "--score-images", "100",
+                "--segmenter-steps", "200"])
     return folder

@@ -23,7 +23,7 @@ TINY = ["--height", "32", "--width", "64", "--channels", "2", "--num-blocks", "3
     ("cityscapes", tiny_datasets.write_cityscapes, 35),
 ])
 def test_a_published_layout_trains_samples_and_scores(tmp_path, preset, write, num_classes):
-    write(tmp_path / "data")
+    write(tmp_path / "data", val=8)
     more = ["--subset", str(tmp_path / "names.txt")] if preset == "ade20k-outdoors" else []
     if more:
         names = [n for split, n in tiny_datasets.write_ade20k(tmp_path / "again") if split == "train"]

@@ -1,5 +1,6 @@
 """Pictures: noise in closed form, locality, the command on small runs, its refusals."""
 
+import gc
 import io
 import json
 import os
@@ -16,6 +17,7 @@ import oasis
 import released_layout
 import sample
 import segmenter
+import tiny_datasets
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -242,6 +244,21 @@ def test_the_record_suffices_to_draw_every_picture_again(folder, edit):
         assert np.abs(pixels(entry["file"]) - again).max() <= 1
 
 
+def test_memory_does_not_grow_with_the_number_of_label_maps(folder, monkeypatch):
+    (folder / "maps").mkdir()
+    for i in range(40):
+        Image.fromarray(np.full((32, 32), i % 10, np.uint8)).save(f"maps/{i:02d}.png")
+    alive, paint = [], sample.paint
+
+    def counting_paint(*arguments):
+        alive.append(sum(type(thing) is sample.Scene for thing in gc.get_objects()))
+        return paint(*arguments)
+    monkeypatch.setattr(sample, "paint", counting_paint)
+    command("--labels", "maps", "--num", 1, "--batch-size", 4, "--out", "out")
+    assert len(alive) == 10 and max(alive) <= 8      # one batch, the one before, the cache
+    assert len(list((folder / "out").glob("*_seed0.png"))) == 40
+
+
 def test_a_drawn_mask_changes_what_it_covers(folder, capsys):
     mask = np.zeros((32, 32), np.uint8)
     mask[8:24, 8:24] = 255
@@ -333,6 +350,15 @@ def test_a_released_file_draws_label_maps_as_its_dataset_ships_them(released, fo
     assert (pixels("samples/latest_EMA/street_seed0.png") == expected).all()
     assert model.class_names[1] == layouts.COCO_STUFF_NAMES[0] == "person"
     assert (model.id_table[model.file_ids] == np.arange(183)).all()
+
+
+def test_names_of_a_released_ade20k_model_come_from_its_data(tmp_path):
+    path = tmp_path / "latest_EMA.pth"
+    torch.save(released_layout.fill(released_layout.generator_layout(1, 151), "ade"), path)
+    tiny_datasets.write_ade20k(tmp_path / "ade")
+    model = sample.load_model(path, "ade20k", data_root=tmp_path / "ade")
+    assert sample.class_id("bed", model.class_names) == 8
+    assert sample.load_model(path, "ade20k").class_names[8] == "class 8"
 
 
 # ---- A generator that has learned ----------------------------------------------------------------
