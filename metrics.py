@@ -377,7 +377,7 @@ class ImageFolder(torch.utils.data.Dataset):
         if not self.paths:
             raise MetricsError(f"{folder}: holds no images ({' '.join(self.SUFFIXES)})")
         # What a Scorer asks of a SceneDataset.
-        self.name, self.split, self.ignore_label = str(folder), "folder", None
+        self.name, self.split, self.ignore_label = self.folder.resolve().name, "folder", None
         self.names, self.layout = [p.name for p in self.paths], SimpleNamespace(photos=self.paths)
         self.size = self.read(0).shape[:2]
 

@@ -77,35 +77,37 @@ TERMS = ("loss_G", "loss_D_real", "loss_D_fake", "loss_labelmix")
 
 
 def training_step(G, D, D_frozen, optimizer_G, optimizer_D, real, labels, noise, mask, weights,
-                  lambda_labelmix):
+                  lambda_labelmix, precision=contextlib.nullcontext()):
     """One update of D and one of G on the same batch. Returns the four TERMS, detached, shape (4,).
 
     real (B, 3, H, W), labels (B, H, W), noise (B, 64), mask M (B, 1, H, W), weights α (N,).
     D_frozen is D without the wrapper that exchanges gradients between processes: in G's update D
     is a fixed judge. Both updates use the same x̂, drawn once: D learns from what G draws now,
-    and G is judged by the D that has just learned.
+    and G is judged by the D that has just learned. precision: an autocast context; losses are
+    float32 inside it, too.
     """
-    fake = G(labels, noise)                                             # x̂ = G(z, t)
-
     # ---- D minimises Eq. 1 + λ·L_cons. It has no batch norm, so one pass over all images will do.
-    x, x_hat = real, fake.detach()
-    if lambda_labelmix > 0:
-        mix = losses.labelmix(x, x_hat, mask)
-        logits_real, logits_fake, logits_mix = D(torch.cat([x, x_hat, mix])).chunk(3)
-        loss_labelmix = losses.labelmix_loss(logits_mix, logits_real, logits_fake, mask)
-    else:
-        logits_real, logits_fake = D(torch.cat([x, x_hat])).chunk(2)
-        loss_labelmix = logits_real.new_zeros(())
-    loss_D_real = losses.real_loss(logits_real, labels, weights)        # Eq. 1, first term
-    loss_D_fake = losses.fake_loss(logits_fake)                         # Eq. 1, second term
-    loss_D = loss_D_real + loss_D_fake + lambda_labelmix * loss_labelmix
+    with precision:
+        fake = G(labels, noise)                                         # x̂ = G(z, t)
+        x, x_hat = real, fake.detach()
+        if lambda_labelmix > 0:
+            mix = losses.labelmix(x, x_hat, mask)
+            logits_real, logits_fake, logits_mix = D(torch.cat([x, x_hat, mix])).chunk(3)
+            loss_labelmix = losses.labelmix_loss(logits_mix, logits_real, logits_fake, mask)
+        else:
+            logits_real, logits_fake = D(torch.cat([x, x_hat])).chunk(2)
+            loss_labelmix = logits_real.new_zeros(())
+        loss_D_real = losses.real_loss(logits_real, labels, weights)    # Eq. 1, first term
+        loss_D_fake = losses.fake_loss(logits_fake)                     # Eq. 1, second term
+        loss_D = loss_D_real + loss_D_fake + lambda_labelmix * loss_labelmix
     optimizer_D.zero_grad()
     loss_D.backward()
     optimizer_D.step()
 
     # ---- G minimises Eq. 2: D should find in every pixel of x̂ the class that the label map names.
     D_frozen.requires_grad_(False)                     # saves computing gradients that nobody uses
-    loss_G = losses.real_loss(D_frozen(fake), labels, weights)          # Eq. 2
+    with precision:
+        loss_G = losses.real_loss(D_frozen(fake), labels, weights)      # Eq. 2
     optimizer_G.zero_grad()
     loss_G.backward()
     optimizer_G.step()
@@ -162,9 +164,10 @@ class State:
     """What changes while training: two networks, the average, two optimizers, counters."""
 
     def __init__(self, s, num_classes, device):
-        torch.manual_seed(s.seed)               # for the initial weights, and nothing else
         def place(network):
             return network.to(device, memory_format=torch.channels_last)
+
+        torch.manual_seed(s.seed)               # for the initial weights, and nothing else
         self.G = place(oasis.Generator(num_classes, s.noise_dim, s.channels, s.num_blocks,
                                        s.spade_hidden))
         self.D = place(oasis.Discriminator(num_classes, s.d_channels))
@@ -195,12 +198,13 @@ class State:
 
     def load(self, checkpoint):
         """The reverse of checkpoint()."""
-        for name in ("G", "D", "ema"):
-            key = {"G": "generator", "D": "discriminator"}.get(name, name)
-            getattr(self, name).load_state_dict(checkpoint[key])
-        for name in ("optimizer_G", "optimizer_D"):
-            getattr(self, name).load_state_dict(checkpoint[name])
-        self.step, self.seconds, self.best = (checkpoint[k] for k in ("step", "seconds", "best"))
+        self.G.load_state_dict(checkpoint["generator"])
+        self.D.load_state_dict(checkpoint["discriminator"])
+        self.ema.load_state_dict(checkpoint["ema"])
+        self.optimizer_G.load_state_dict(checkpoint["optimizer_G"])
+        self.optimizer_D.load_state_dict(checkpoint["optimizer_D"])
+        self.step, self.seconds = checkpoint["step"], checkpoint["seconds"]
+        self.best = checkpoint["best"]
         if len(checkpoint["recent"]) == len(self.recent):      # else --log-every was changed
             self.recent.copy_(checkpoint["recent"])
 
@@ -228,7 +232,11 @@ def settings_of_resumed_run(s, given):
         raise SettingsError(f"{s.run_dir} holds no latest.pt to resume from; leave out --resume to "
                             f"start a run there")
     checkpoint = oasis.load_checkpoint(latest)
-    resumed = Settings(**checkpoint["config"])
+    try:
+        resumed = Settings(**checkpoint["config"])
+    except TypeError as e:
+        raise oasis.CheckpointError(f"{latest}: was written by another version of train.py, whose "
+                                    f"settings differ; resume it with that one") from e
     for name in sorted(given - {"resume", "run_dir"}):
         old, new = getattr(resumed, name), getattr(s, name)
         if name in FIXED_ON_RESUME and new != old:
@@ -361,7 +369,7 @@ def spread(state, world_size, device):
 
 @contextlib.contextmanager
 def noted_signals():
-    """Inside, Ctrl-C and SIGTERM only fill the list that this yields: the step is finished first."""
+    """Inside, Ctrl-C and SIGTERM only fill the list this yields: the step is finished first."""
     noted, handlers = [], {}
     for number in (signal.SIGINT, signal.SIGTERM):
         handlers[number] = signal.signal(number, lambda number, _: noted.append(number))
@@ -395,8 +403,8 @@ def train(s, checkpoint=None):
         state.load(checkpoint)
     total_steps = s.steps or s.epochs * (len(train_set) // s.batch_size)
     if state.step >= total_steps:
-        raise SettingsError(f"{s.run_dir} is complete, {state.step} steps of {total_steps}; more are "
-                            f"trained by --resume --steps N")
+        raise SettingsError(f"{s.run_dir} is complete, {state.step} steps of {total_steps}; more "
+                            f"are trained by --resume --steps N")
     G, D = spread(state, world_size, device)
     run_dir = Path(s.run_dir)
     if rank == 0:
@@ -410,7 +418,7 @@ def train(s, checkpoint=None):
     first = training_batches(s, train_set, 0, 1, 0)
     label_batches = [next(first)[1].to(torch.int16) for _ in range(10)]
     batches = training_batches(s, train_set, rank, world_size, state.step)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=s.precision == "bf16")
+    precision = torch.autocast(device.type, torch.bfloat16, enabled=s.precision == "bf16")
     bar = tqdm(initial=state.step, total=total_steps, unit="step", disable=rank > 0, smoothing=0.05)
     began, scores = time.monotonic() - state.seconds, {}
     if checkpoint is None:      # step 0: the untrained networks, and proof that all of it works
@@ -421,9 +429,8 @@ def train(s, checkpoint=None):
             real, labels = (t.to(device, non_blocking=True) for t in next(batches))
             real = real.contiguous(memory_format=torch.channels_last)
             noise, mask, weights = draw(s, step, labels, train_set, rank, world_size)
-            with autocast:
-                terms = training_step(G, D, state.D, state.optimizer_G, state.optimizer_D, real,
-                                      labels, noise, mask, weights, s.lambda_labelmix)
+            terms = training_step(G, D, state.D, state.optimizer_G, state.optimizer_D, real,
+                                  labels, noise, mask, weights, s.lambda_labelmix, precision)
             update_ema(state.ema, state.G, s.ema_decay)
 
             state.step, state.recent[(step - 1) % s.log_every] = step, terms
@@ -432,8 +439,8 @@ def train(s, checkpoint=None):
                    last=step == total_steps)
             bar.update()
             if signals:
-                raise TrainingStopped(f"stopped after step {step} as asked, all is saved; go on by: "
-                                      f"python train.py --run-dir {s.run_dir} --resume")
+                raise TrainingStopped(f"stopped after step {step} as asked, all is saved; go on "
+                                      f"by: python train.py --run-dir {s.run_dir} --resume")
     bar.close()
     return scores, scorer
 
@@ -494,7 +501,7 @@ def main(argv=None):
     except (SettingsError, data.DataError, oasis.CheckpointError, metrics.MetricsError) as e:
         print(f"train.py: error: {e}", file=sys.stderr)
         sys.exit(2)
-    except TrainingStopped as e:
+    except (TrainingStopped, OSError) as e:         # OSError: a row or picture met a full disk
         print(f"train.py: {e}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
