@@ -38,7 +38,7 @@ from distances import (LPIPS, InceptionFeatures, MetricsError, colour_distance, 
                        texture_distance, texture_histogram)
 from segmenter import (Segmenter, add_over_processes, class_iou, confusion_matrix, encoder_features,
                        everywhere, load_exported, load_segmenter, mean_iou, pixel_accuracy, process,
-                       segmenter_from, train_segmenter, train_segmenter_file, write_safely)
+                       quiet, segmenter_from, train_segmenter, train_segmenter_file, write_safely)
 
 METRICS = {     # name -> what it says
     "miou": "mean intersection over union of a fixed segmentation network on generated images ↑",
@@ -98,7 +98,7 @@ def load_batches(dataset, count, batch_size, device, workers, title):
     """Yields (half, indices, images, labels) of this process's share of a dataset."""
     batches = my_batches(count, batch_size)
     loader = data.make_loader(dataset, [list(indices) for _, indices in batches], workers)
-    bar = tqdm(loader, title, leave=False, disable=process()[0] > 0)
+    bar = tqdm(loader, title, leave=False, disable=quiet())
     for (half, indices), (images, labels) in zip(batches, bar):
         yield half, indices, images.to(device), labels.to(device)
 
@@ -146,7 +146,8 @@ class Scorer:
         self.dataset, self.device, self.seed = val_dataset, torch.device(device), seed
         self.count = min(num_images or len(val_dataset), len(val_dataset))
         self.batch_size, self.workers, self.metrics = batch_size, workers, list(metrics)
-        my_batches(self.count, batch_size)             # too few images: say so before anything else
+        if self.metrics:
+            my_batches(self.count, batch_size)         # too few images: say so before anything else
         self.networks, self.segmenter, self.run_dir = {}, None, run_dir
         for name, build in (("fid", lambda: InceptionFeatures(inception)), ("lpips", LPIPS)):
             if name in self.metrics:

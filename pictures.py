@@ -3,7 +3,7 @@
 For notebooks; `sample.py` is the command line on top. No function here writes a file.
 
     from pictures import load_model, noise_from_seeds, paint
-    model = load_model("runs/toy/best.pt")
+    model = load_model("runs/toy/latest.pt")
     pictures = paint(model.generator, labels, noise_from_seeds(range(4)))    # (4, H, W, 3) uint8
 
 Conventions are those of oasis.py: label maps (H, W) int64, noise vectors (C,) with C = 64, sizes
@@ -261,13 +261,13 @@ def place(model, device):
 
 
 def newest_checkpoint(folder="runs"):
-    """best.pt, or else latest.pt, of the run folder that was written to last."""
+    """latest.pt, or else best.pt, of the run folder that was written to last."""
     found = list(Path(folder).glob("*/latest.pt")) + list(Path(folder).glob("*/best.pt"))
     if not found:
         raise SampleError(f"there is no trained run in {folder}/ yet; python train.py makes one, "
                           "or --checkpoint names a file")
     run = max(found, key=lambda path: path.stat().st_mtime).parent
-    return run / "best.pt" if (run / "best.pt") in found else run / "latest.pt"
+    return run / "latest.pt" if (run / "latest.pt") in found else run / "best.pt"
 
 
 def class_id(word, class_names):

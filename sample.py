@@ -452,7 +452,7 @@ def parse_arguments(argv):
         "given again. Exit code: 0, or 2 with one sentence if anything is wrong.")
     add = parser.add_argument_group("model").add_argument
     add("--checkpoint", metavar="FILE", help="best.pt or latest.pt of a run, or a released "
-        "*_EMA.pth (default: best.pt of the run in runs/ that was written to last)")
+        "*_EMA.pth (default: latest.pt of the run in runs/ that was written to last)")
     add("--preset", choices=list(NUM_CLASSES), help="the checkpoint is one of the authors' "
         "released files, for this dataset")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:1 (default: the GPU if there is one)")

@@ -31,6 +31,11 @@ def process():
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
+def quiet():
+    """For tqdm's `disable`: a bar only in the first process, and only on a terminal (its None)."""
+    return True if process()[0] else None
+
+
 def add_over_processes(tensor):
     """Sum of this tensor over all processes, in place."""
     if dist.is_initialized():
@@ -180,7 +185,7 @@ def train_segmenter(dataset, device, steps=None, *, channels=None, batch_size=No
     batch_size = max(world, min(batch_size, len(dataset)) // world * world)
     sampler = data.BatchSampler(len(dataset), batch_size, seed, rank, world)
     batches = iter(data.make_loader(dataset, sampler, workers))
-    for _ in tqdm(range(steps), "training the segmenter", leave=False, disable=rank > 0):
+    for _ in tqdm(range(steps), "training the segmenter", leave=False, disable=quiet()):
         images, labels = (t.to(device) for t in next(batches))
         with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
             logits = network(images.contiguous(memory_format=torch.channels_last))

@@ -60,7 +60,7 @@ class Settings:
     picture_every: int = option(1000, "steps between two picture grids")
     score_every: int = option(5000, "steps between two scorings; the last step is always scored")
     checkpoint_every: int = option(1000, "steps between two checkpoints")
-    metrics: tuple = option(("miou", "fd_segmenter", "fid"), "scores, see metrics.py --help")
+    metrics: tuple = option(("miou", "fd_segmenter", "fid"), "scores, see metrics.py --help; may be empty")
     score_images: int = option(0, "validation images to score (0: all)")
     segmenter: str = option("", "segmenter.pt to score mIoU with (without: one is trained first)")
     segmenter_steps: int = option(0, "training steps of that network (0: by image size)")
@@ -112,7 +112,8 @@ def parse_arguments(argv=None):
         if field.type is bool:
             group.add_argument(flag(field.name), action="store_true", help=text)
         elif field.type is tuple:
-            group.add_argument(flag(field.name), nargs="+", type=type(default[0]), help=text)
+            few = "*" if field.name == "metrics" else "+"
+            group.add_argument(flag(field.name), nargs=few, type=type(default[0]), help=text)
         else:
             choices = {"preset": list(PRESETS), "precision": ["fp32", "bf16"]}.get(field.name)
             group.add_argument(flag(field.name), type=field.type, choices=choices, help=text)

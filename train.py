@@ -311,17 +311,21 @@ def save_pictures(state, val_set, path, device, rows=6, noises=4):
 
 
 def save_curves(run_dir):
-    """curves.png: the four losses, and each score, over the steps."""
+    """curves.png: the four losses, and each score beside its value for real images, over steps."""
     log, scores = read_rows(run_dir / "log.csv"), read_rows(run_dir / "scores.csv")
-    names = [n for n in (scores[0] if scores else {}) if n not in ("step", "seconds")]
+    names = [n for n in (scores[0] if scores else {}) if n != "step" and not n.endswith("_real")]
     columns = 1 + len(names)
     figure, axes = plt.subplots(1, columns, figsize=(5 * columns, 3.5), squeeze=False)
     for term in TERMS:
         axes[0, 0].plot([r["step"] for r in log], [r[term] for r in log], label=term)
     axes[0, 0].legend()
     for axis, name in zip(axes[0, 1:], names):
-        axis.plot([r["step"] for r in scores], [r[name] for r in scores], marker="o")
-        axis.set_title(name)
+        for column, style in ((name, "o-"), (f"{name}_real", "--")):
+            if column in scores[0]:
+                axis.plot([r["step"] for r in scores], [r[column] for r in scores], style,
+                          label=column)
+        axis.set_yscale("log" if name in metrics.DISTANCES else "linear")
+        axis.legend()
     for axis in axes[0]:
         axis.set_xlabel("step")
     figure.tight_layout()
@@ -462,7 +466,7 @@ def report(s, state, scorer, val_set, label_batches, scores, bar, stop=False, la
     if writes and due(s.picture_every):
         save_pictures(state, val_set, run_dir / "samples" / f"step_{state.step:06d}.png", device)
         save_curves(run_dir)
-    if due(s.score_every):
+    if s.metrics and due(s.score_every):
         scores.clear()
         scores.update(scorer(state.ema, state.D))
         # The best checkpoint is the one of lowest FID, as for the paper's results; where FID is not
@@ -494,7 +498,7 @@ def main(argv=None):
         s.data_root = str(Path(s.data_root).resolve()) if s.data_root else ""
         scores, scorer = train(s, checkpoint)
         if os.environ.get("RANK", "0") == "0":
-            print("\nScores of the averaged generator after the last step:")
+            print("\nScores of the averaged generator after the last step:" if scores else "")
             metrics.show(scorer, scores, per_class=False)
             print(f"\nDone: pictures, latest.pt and best.pt are in {s.run_dir}. "
                   f"Next: python sample.py")

@@ -45,3 +45,16 @@ def test_a_published_layout_trains_samples_and_scores(tmp_path, preset, write, n
     scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
     assert 0 <= scores["miou"]["value"] <= scores["miou_real"]["value"] + 1
     assert scores["fd_segmenter"]["value"] >= 0 and "d_miou" in scores
+
+
+@pytest.mark.parametrize("train_images", [1, 5])
+def test_very_few_images_train_without_scores(tmp_path, capsys, train_images):
+    """Statistics of one validation image mean nothing, and are refused; training itself goes on."""
+    tiny_datasets.write_folder(tmp_path / "data", train=train_images, val=1)
+    command = [*TINY[:-3], "--preset", "folder", "--data-root", str(tmp_path / "data"),
+               "--run-dir", str(tmp_path / "run"), "--batch-size", "1"]
+    with pytest.raises(SystemExit) as e:
+        train.main(command)
+    assert e.value.code == 2 and "1 image for 1 process" in capsys.readouterr().err
+    train.main([*command, "--metrics"])
+    assert metrics.oasis.load_checkpoint(tmp_path / "run" / "latest.pt")["step"] == 2

@@ -190,7 +190,7 @@ def test_the_newest_run_is_the_one_written_to_last(tmp_path):
         os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
     assert sample.newest_checkpoint(tmp_path) == tmp_path / "new/latest.pt"
     os.utime(tmp_path / "old/latest.pt", (2e9, 2e9))             # that run goes on: its best so far
-    assert sample.newest_checkpoint(tmp_path) == tmp_path / "old/best.pt"
+    assert sample.newest_checkpoint(tmp_path) == tmp_path / "old/latest.pt"
 
 
 def test_a_second_run_draws_only_what_is_missing(folder, capsys):
