@@ -17,6 +17,7 @@ ids mean; this file does the rest. Conventions it owns:
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -321,6 +322,12 @@ class BatchSampler(torch.utils.data.Sampler):
             epoch, step = epoch + 1, 0
 
 
+def ignore_signals(_):
+    """Ctrl-C and SIGTERM reach workers, too; the main process needs them to finish its step."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def make_loader(dataset, sampler, workers):
     """DataLoader over the endless sampler: never restarted, so the workers live for the whole run.
 
@@ -328,7 +335,7 @@ def make_loader(dataset, sampler, workers):
     """
     return torch.utils.data.DataLoader(
         dataset, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.cuda.is_available(), worker_init_fn=ignore_signals,
         generator=torch.Generator())         # else the loader draws from the global generator
 
 

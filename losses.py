@@ -4,8 +4,9 @@
 
 The whole supervision of both networks (Sec. 2):
 
-    D minimises   real_loss(D(x), t)  +  fake_loss(D(G(z, t)))  +  λ · labelmix_loss  (Eq. 1)
-    G minimises   real_loss(D(G(z, t)), t)                                            (Eq. 2)
+    D minimises   real_loss(D(x), t)  +  fake_loss(D(G(z, t)))          (Eq. 1)
+                  +  λ · labelmix_loss          (L_cons; λ is a setting, 10 or 5)
+    G minimises   real_loss(D(G(z, t)), t)                              (Eq. 2)
 
 For D every pixel of a photograph x belongs to the class its label map t names, and every pixel of a
 generated image to class N + 1, "fake". G wants D to read the label map back from its image. A usual
@@ -90,7 +91,8 @@ def labelmix_mask(labels, num_classes, generator=None):
     classes of an image are independent of each other. labels (B, H, W) int64; `generator`: a CPU
     torch.Generator. Returns (B, 1, H, W) float32: 1 takes the real image, 0 the generated one.
     """
-    coins = torch.randint(0, 2, (len(labels), num_classes), generator=generator).to(labels.device)
+    coins = torch.randint(0, 2, (len(labels), num_classes), generator=generator)
+    coins = coins.to(labels.device, non_blocking=True)
     mask = coins.gather(1, labels.flatten(1)).view_as(labels)
     return mask[:, None].float()
 

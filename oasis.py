@@ -6,7 +6,7 @@ noise tensor; the discriminator D is a segmentation network that names, for ever
 the N classes of the label map or the extra class "fake". Nothing else supervises G: no VGG
 network, no encoder.
 
-    python oasis.py        # prints the shape of every stage and the paper's parameter counts
+    python oasis.py        # prints the shape of every stage and the parameter counts
 
 Conventions, used by all files of this project:
 
@@ -224,9 +224,9 @@ class Generator(nn.Module):
         """
         self.check_input(labels, noise)
         batch, height, width = labels.shape
-        condition = torch.zeros(
+        condition = torch.empty(
             (batch, self.noise_dim + self.num_classes, height, width), device=labels.device,
-            dtype=self.first.weight.dtype).contiguous(memory_format=torch.channels_last)
+            dtype=self.first.weight.dtype, memory_format=torch.channels_last).zero_()
         condition[:, :self.noise_dim] = replicate_noise(noise, height, width)
         condition[:, self.noise_dim:].scatter_(1, labels[:, None], 1)
         strides = [2 ** k for k in reversed(range(self.num_blocks))]
@@ -241,8 +241,8 @@ class Generator(nn.Module):
             raise ValueError(f"a label map of {height}×{width} cannot be drawn: this generator "
                              f"halves the size {self.num_blocks - 1} times, so height and width "
                              f"must be multiples of {m}")
-        if noise.shape[:2] != (len(labels), self.noise_dim):
-            vector = (len(labels), self.noise_dim)
+        vector = (len(labels), self.noise_dim)
+        if tuple(noise.shape) not in (vector, (*vector, height, width)):
             raise ValueError(f"noise of shape {tuple(noise.shape)} given, expected {vector} or "
                              f"{(*vector, height, width)}")
         # On a GPU this check would wait for the device; there the data loader has done it already.
@@ -393,7 +393,7 @@ def discriminator_from(checkpoint):
                    "checkpoint")
 
 
-# The authors' files name the same tensors differently. Order matters: first match, left to right.
+# The authors' files name the same tensors differently. Each pair is applied in turn, in this order.
 RELEASED_NAMES = (
     ("body_down.", "encoder."), ("body_up.", "decoder."), ("layer_up_last.", "last."),
     ("conv_img.", "last."), ("fc.", "first."), ("body.", "blocks."),
@@ -480,11 +480,12 @@ def main():
         print_shapes(G, labels, noise)
         print("Discriminator, ADE20K: image (1, 3, 256, 256); the last of 152 channels is 'fake'")
         print_shapes(D, torch.zeros(1, 3, 256, 256))
-        print("\nParameters              N   generator  discriminator        both   (Table 1: 94M)")
+        print("\nParameters              N   generator  discriminator        both")
         for name, n in (("ADE20K", 151), ("COCO-Stuff", 183), ("Cityscapes", 35)):
             g, d = (sum(p.numel() for p in network(n).parameters())
                     for network in (Generator, Discriminator))
             print(f"  {name:16s} {n:6d}  {g:10,}  {d:13,}  {g + d:10,}")
+        print("Table 1 gives one number, 94M, for both together; the exact one depends on N.")
 
 
 if __name__ == "__main__":

@@ -189,7 +189,9 @@ def train_segmenter(dataset, device, steps=None, *, channels=None, batch_size=No
         images, labels = (t.to(device) for t in next(batches))
         with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
             logits = network(images.contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(logits.float(), labels, balance(labels, dataset))
+        weights = balance(labels, dataset)
+        loss = F.cross_entropy(logits.float(), labels, weights, reduction="sum")
+        loss = loss / weights[labels].sum().clamp(min=1e-9)    # a batch may be all unknown
         optimizer.zero_grad()
         loss.backward()
         for parameter in network.parameters():

@@ -9,6 +9,7 @@ its help text; networks and functions get the values they need as arguments, nev
 import argparse
 import dataclasses
 import math
+from pathlib import Path
 
 import metrics
 import oasis
@@ -60,7 +61,7 @@ class Settings:
     picture_every: int = option(1000, "steps between two picture grids")
     score_every: int = option(5000, "steps between two scorings; the last step is always scored")
     checkpoint_every: int = option(1000, "steps between two checkpoints")
-    metrics: tuple = option(("miou", "fd_segmenter", "fid"), "scores, see metrics.py --help; may be empty")
+    metrics: str = option("miou,fd_segmenter,fid", "scores, see metrics.py --help; or none")
     score_images: int = option(0, "validation images to score (0: all)")
     segmenter: str = option("", "segmenter.pt to score mIoU with (without: one is trained first)")
     segmenter_steps: int = option(0, "training steps of that network (0: by image size)")
@@ -80,12 +81,12 @@ PRESETS = {
                 d_channels=(32, 64, 96, 128), init_gain_g=1.0, init_gain_d=5.0, steps=800,
                 batch_size=8, lr_g=1e-3, lr_d=2e-3, ema_decay=0.98, log_every=10,
                 picture_every=100, score_every=200, checkpoint_every=100,
-                metrics=("miou", "fd_segmenter")),
+                metrics="miou,fd_segmenter"),
 }
 
 # These shape the networks or what they learn from; a resumed run cannot change them.
 FIXED_ON_RESUME = ("preset", "subset", "height", "width", "channels", "num_blocks", "spade_hidden",
-                   "noise_dim", "d_channels", "batch_size", "seed")
+                   "noise_dim", "d_channels", "init_gain_g", "init_gain_d", "batch_size", "seed")
 
 
 def flag(name):
@@ -107,22 +108,29 @@ def parse_arguments(argv=None):
         if field.metadata["group"]:
             group = parser.add_argument_group(field.metadata["group"])
         default = field.default
-        shown = "" if default in ("", 0, False) else f" (default: {default})"
+        shown = "" if default == "" or default is False else f" (default: {default})"
         text = field.metadata["help"] + shown
         if field.type is bool:
             group.add_argument(flag(field.name), action="store_true", help=text)
         elif field.type is tuple:
-            few = "*" if field.name == "metrics" else "+"
-            group.add_argument(flag(field.name), nargs=few, type=type(default[0]), help=text)
+            group.add_argument(flag(field.name), nargs="+", type=type(default[0]), help=text)
         else:
             choices = {"preset": list(PRESETS), "precision": ["fp32", "bf16"]}.get(field.name)
             group.add_argument(flag(field.name), type=field.type, choices=choices, help=text)
     given = vars(parser.parse_args(argv))
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     preset = given.get("preset", Settings.preset)
-    s = Settings(**{"preset": preset, **PRESETS[preset], **given})
+    changes = dict(PRESETS[preset])
+    if "epochs" in given and "steps" not in given:
+        changes["steps"] = 0        # whoever asks for epochs does not want the preset's steps
+    s = Settings(**{"preset": preset, **changes, **given})
     s.run_dir = s.run_dir or f"runs/{s.preset}"
     return s, set(given)
+
+
+def metric_names(s):
+    """The scores that --metrics asks for, a list of names."""
+    return [] if s.metrics == "none" else s.metrics.split(",")
 
 
 def check_settings(s, world_size):
@@ -153,7 +161,36 @@ def check_settings(s, world_size):
     if s.batch_size % world_size:
         raise SettingsError(f"--batch-size {s.batch_size}: must be a multiple of the number of "
                             f"processes, {world_size}, so that each gets the same share")
-    unknown = set(s.metrics) - set(metrics.METRICS)
+    if min(s.d_channels) < 2:
+        raise SettingsError(f"--d-channels {' '.join(map(str, s.d_channels))}: each must be at "
+                            f"least 2")
+    if not s.epochs and not s.steps:
+        raise SettingsError("--epochs 0: there is nothing to train; give --epochs or --steps")
+    unknown = set(metric_names(s)) - set(metrics.METRICS)
     if unknown:
-        raise SettingsError(f"--metrics {' '.join(sorted(unknown))}: known are "
-                            f"{' '.join(metrics.METRICS)}")
+        raise SettingsError(f"--metrics {','.join(sorted(unknown))}: known are "
+                            f"{','.join(metrics.METRICS)}, or none")
+
+
+def settings_of_resumed_run(s, given):
+    """(The run's own settings, changed where the command line says so and may; its checkpoint)."""
+    latest = Path(s.run_dir) / "latest.pt"
+    if not latest.is_file():
+        raise SettingsError(f"{s.run_dir} holds no latest.pt to resume from; leave out --resume to "
+                            f"start a run there")
+    checkpoint = oasis.load_checkpoint(latest)
+    try:
+        resumed = Settings(**checkpoint["config"])
+    except TypeError as e:
+        raise oasis.CheckpointError(f"{latest}: was written by another version of train.py, whose "
+                                    f"settings differ; resume it with that one") from e
+    for name in sorted(given - {"resume", "run_dir"}):
+        old, new = getattr(resumed, name), getattr(s, name)
+        if name in FIXED_ON_RESUME and new != old:
+            raise SettingsError(f"{flag(name)} {new}: the run in {s.run_dir} was started with "
+                                f"{old}, which resuming cannot change; start another --run-dir")
+        setattr(resumed, name, new)
+    if "epochs" in given and "steps" not in given:
+        resumed.steps = 0
+    resumed.run_dir = s.run_dir
+    return resumed, checkpoint

@@ -21,7 +21,6 @@ import copy
 import csv
 import dataclasses
 import hashlib
-import math
 import os
 import signal
 import sys
@@ -38,8 +37,8 @@ import data
 import losses
 import metrics
 import oasis
-from settings import (FIXED_ON_RESUME, PRESETS, Settings, SettingsError, check_settings, flag,
-                      parse_arguments)
+from settings import (SettingsError, check_settings, metric_names, parse_arguments,
+                      settings_of_resumed_run)
 
 matplotlib.use("Agg")       # curves.png is drawn without a display
 import matplotlib.pyplot as plt  # noqa: E402  (the line above must come first)
@@ -57,12 +56,24 @@ def start_processes():
     on_gpu = torch.cuda.is_available()
     if "RANK" not in os.environ:                       # torchrun sets it
         return 0, 1, torch.device("cuda" if on_gpu else "cpu")
-    local_rank = int(os.environ["LOCAL_RANK"])
-    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    local_rank, device = int(os.environ["LOCAL_RANK"]), torch.device("cpu")
     if on_gpu:
+        if local_rank >= torch.cuda.device_count():
+            raise SettingsError(f"--nproc_per_node: process {local_rank} has no GPU, this machine "
+                                f"has {torch.cuda.device_count()}")
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     return dist.get_rank(), dist.get_world_size(), device
+
+
+def in_any_process(flag):
+    """Is it true in any process? Asked between the CPUs, so that no GPU is waited for."""
+    if not dist.is_initialized():
+        return flag
+    votes = torch.tensor(int(flag))
+    dist.all_reduce(votes, dist.ReduceOp.MAX)
+    return bool(votes)
 
 
 def random_stream(seed, purpose, step):
@@ -139,7 +150,7 @@ def refresh_ema(ema, G, label_batches, seed):
     and takes the mean of what it sees. Starting from G's buffers makes the result a function of
     weights and label maps alone: refreshing more often, or after a resume, changes nothing.
     """
-    buffers = dict(G.named_buffers())
+    device, buffers = next(ema.parameters()).device, dict(G.named_buffers())
     for name, buffer in ema.named_buffers():
         buffer.copy_(buffers[name])             # spectral norm's singular vectors, to start from
     for layer in ema.modules():
@@ -148,9 +159,8 @@ def refresh_ema(ema, G, label_batches, seed):
             layer.momentum = None                      # plain mean over the batches
     ema.train()
     for i, labels in enumerate(label_batches):
-        labels = labels.to(device=buffer.device, dtype=torch.int64)
         noise = torch.randn(len(labels), ema.noise_dim, generator=random_stream(seed, "ema", i))
-        ema(labels, noise.to(buffer.device))
+        ema(labels.to(device=device, dtype=torch.int64), noise.to(device))
     ema.eval()
     if dist.is_initialized():
         for buffer in ema.buffers():
@@ -178,8 +188,8 @@ class State:
         self.optimizer_G = torch.optim.Adam(self.G.parameters(), s.lr_g, betas, fused=fused)
         self.optimizer_D = torch.optim.Adam(self.D.parameters(), s.lr_d, betas, fused=fused)
         self.step, self.seconds, self.best = 0, 0.0, {}
-        # The losses since the last row of log.csv, one row per step.
-        self.recent = torch.zeros(s.log_every, len(TERMS), device=device)
+        # The losses of the steps since the last multiple of log_every, one row per step.
+        self.recent, self.recent_from = torch.zeros(s.log_every, len(TERMS), device=device), 0
 
     def checkpoint(self, s, dataset):
         """A dictionary of tensors and plain values that torch.load(…, weights_only=True) reads."""
@@ -201,12 +211,17 @@ class State:
         self.G.load_state_dict(checkpoint["generator"])
         self.D.load_state_dict(checkpoint["discriminator"])
         self.ema.load_state_dict(checkpoint["ema"])
-        self.optimizer_G.load_state_dict(checkpoint["optimizer_G"])
-        self.optimizer_D.load_state_dict(checkpoint["optimizer_D"])
+        for name in ("optimizer_G", "optimizer_D"):
+            optimizer = getattr(self, name)
+            # Moments come from the checkpoint, learning rates and betas from the settings.
+            optimizer.load_state_dict({**checkpoint[name],
+                                       "param_groups": optimizer.state_dict()["param_groups"]})
         self.step, self.seconds = checkpoint["step"], checkpoint["seconds"]
         self.best = checkpoint["best"]
-        if len(checkpoint["recent"]) == len(self.recent):      # else --log-every was changed
+        if len(checkpoint["recent"]) == len(self.recent):
             self.recent.copy_(checkpoint["recent"])
+        else:                                           # --log-every was changed
+            self.recent_from = self.step
 
 
 def save_checkpoint(checkpoint, path):
@@ -225,83 +240,68 @@ def save_checkpoint(checkpoint, path):
                               f"untouched, make room and go on with --resume") from e
 
 
-def settings_of_resumed_run(s, given):
-    """(The run's own settings, changed where the command line says so and may; its checkpoint)."""
-    latest = Path(s.run_dir) / "latest.pt"
-    if not latest.is_file():
-        raise SettingsError(f"{s.run_dir} holds no latest.pt to resume from; leave out --resume to "
-                            f"start a run there")
-    checkpoint = oasis.load_checkpoint(latest)
-    try:
-        resumed = Settings(**checkpoint["config"])
-    except TypeError as e:
-        raise oasis.CheckpointError(f"{latest}: was written by another version of train.py, whose "
-                                    f"settings differ; resume it with that one") from e
-    for name in sorted(given - {"resume", "run_dir"}):
-        old, new = getattr(resumed, name), getattr(s, name)
-        if name in FIXED_ON_RESUME and new != old:
-            raise SettingsError(f"{flag(name)} {new}: the run in {s.run_dir} was started with "
-                                f"{old}, which resuming cannot change; start another --run-dir")
-        setattr(resumed, name, new)
-    resumed.run_dir = s.run_dir
-    return resumed, checkpoint
-
-
 # ---- What a run writes -------------------------------------------------------------------------
 
 
-def append_row(path, row):
-    """One more line in a CSV file, with a header where the file is new."""
-    new = not path.exists()
-    with open(path, "a", newline="") as f:
-        writer = csv.DictWriter(f, row)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
 def read_rows(path):
-    """A CSV file as a list of {column: float}; [] where there is none."""
+    """A CSV file as a list of {column: number}; [] where there is none."""
     if not path.exists():
         return []
     with open(path, newline="") as f:
-        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(f)]
+        return [{k: int(v) if v.isdigit() else float(v) for k, v in row.items() if v}
+                for row in csv.DictReader(f)]
 
 
-def forget_rows_after(path, step):
-    """A killed run may have logged beyond its last checkpoint; those steps will come again."""
-    rows = [row for row in read_rows(path) if row["step"] <= step]
-    path.unlink(missing_ok=True)
-    for row in rows:
-        append_row(path, row)
+def write_rows(path, rows):
+    """The reverse. Rows may have different columns: a resumed run may be scored differently."""
+    partial = path.with_suffix(".tmp")
+    with open(partial, "w", newline="") as f:
+        writer = csv.DictWriter(f, list(dict.fromkeys(k for row in rows for k in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(partial, path)
 
 
-def log_losses(s, state, run_dir):
-    """Mean of the losses since the last row -> log.csv. Stops the run where one is not finite.
+def log_losses(s, state, run_dir, writes):
+    """Mean of the last losses -> log.csv. Stops the run, everywhere, where one is not finite.
 
-    This is the one place where the CPU waits for the GPU's numbers; the steps between stay in
+    On one GPU this is the one place where the CPU waits for its numbers; the steps between stay in
     flight.
     """
-    count = (state.step - 1) % s.log_every + 1
-    recent = state.recent[:count].cpu()
+    filled = (state.step - 1) % s.log_every + 1
+    count = min(filled, state.step - state.recent_from)
+    recent = state.recent[filled - count:filled].clone()
+    if dist.is_initialized():
+        dist.all_reduce(recent)                         # not finite here: not finite everywhere
+        recent /= dist.get_world_size()
+    recent = recent.cpu()
     for row, column in (~recent.isfinite()).nonzero().tolist():
         raise TrainingStopped(f"{TERMS[column]} is {recent[row, column]} at step "
                               f"{state.step - count + 1 + row}; {run_dir}/latest.pt is from "
                               f"before; try lower learning rates"
                               f"{', or fp32' * (s.precision != 'fp32')}")
     means = dict(zip(TERMS, recent.mean(0).tolist()))
-    append_row(run_dir / "log.csv",
-               {"step": state.step, "seconds": round(state.seconds, 1), **means})
+    if writes:
+        row = {"step": state.step, "seconds": round(state.seconds, 1), **means}
+        write_rows(run_dir / "log.csv", read_rows(run_dir / "log.csv") + [row])
     return means
+
+
+def check_weights(state):
+    """A step on finite losses can still end in weights that are not; those are never saved."""
+    for network in (state.G, state.D):
+        if not all(parameter.isfinite().all() for parameter in network.parameters()):
+            raise TrainingStopped(f"the weights of {type(network).__name__} are not finite after "
+                                  f"step {state.step}; the last checkpoint is from before")
 
 
 @torch.no_grad()
 def save_pictures(state, val_set, path, device, rows=6, noises=4):
     """A grid: each row a validation label map, its photograph, and what the average draws of it."""
     vectors = oasis.noise_from_seeds(range(noises), state.ema.noise_dim).to(device)
-    grid = []
-    for i in range(min(rows, len(val_set))):
-        image, labels = val_set[i]
+    rows, grid = min(rows, len(val_set)), []
+    for i in range(rows):       # spread over the set: neighbours are often frames of one video
+        image, labels = val_set[i * len(val_set) // rows]
         drawn = state.ema(labels.to(device).expand(noises, -1, -1), vectors)
         grid.append([data.colourise(labels.numpy(), val_set.palette), *data.to_uint8(image[None]),
                      *data.to_uint8(drawn)])
@@ -313,7 +313,8 @@ def save_pictures(state, val_set, path, device, rows=6, noises=4):
 def save_curves(run_dir):
     """curves.png: the four losses, and each score beside its value for real images, over steps."""
     log, scores = read_rows(run_dir / "log.csv"), read_rows(run_dir / "scores.csv")
-    names = [n for n in (scores[0] if scores else {}) if n != "step" and not n.endswith("_real")]
+    names = list(dict.fromkeys(n for row in scores for n in row
+                               if n != "step" and not n.endswith("_real")))
     columns = 1 + len(names)
     figure, axes = plt.subplots(1, columns, figsize=(5 * columns, 3.5), squeeze=False)
     for term in TERMS:
@@ -321,9 +322,9 @@ def save_curves(run_dir):
     axes[0, 0].legend()
     for axis, name in zip(axes[0, 1:], names):
         for column, style in ((name, "o-"), (f"{name}_real", "--")):
-            if column in scores[0]:
-                axis.plot([r["step"] for r in scores], [r[column] for r in scores], style,
-                          label=column)
+            points = [(r["step"], r[column]) for r in scores if column in r]
+            if points:
+                axis.plot(*zip(*points), style, label=column)
         axis.set_yscale("log" if name in metrics.DISTANCES else "linear")
         axis.legend()
     for axis in axes[0]:
@@ -358,6 +359,12 @@ def training_batches(s, train_set, rank, world_size, start_step):
     return iter(data.make_loader(train_set, sampler, s.workers))
 
 
+def first_label_maps(s, train_set, count=10):
+    """The label maps of the first batches, whole batches on every process: see refresh_ema."""
+    batches = training_batches(s, train_set, 0, 1, 0)
+    return [next(batches)[1].to(torch.uint8) for _ in range(count)]
+
+
 def spread(state, world_size, device):
     """(G, D) that share each batch among the processes and average their gradients."""
     if world_size == 1:
@@ -373,10 +380,18 @@ def spread(state, world_size, device):
 
 @contextlib.contextmanager
 def noted_signals():
-    """Inside, Ctrl-C and SIGTERM only fill the list this yields: the step is finished first."""
+    """Inside, Ctrl-C and SIGTERM only fill the list this yields: the step is finished first.
+
+    A second one ends the program at once.
+    """
     noted, handlers = [], {}
+
+    def note(number, _):
+        noted.append(number)
+        signal.signal(number, handlers[number])
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        handlers[number] = signal.signal(number, lambda number, _: noted.append(number))
+        handlers[number] = signal.signal(number, note)
     try:
         yield noted
     finally:
@@ -404,6 +419,9 @@ def train(s, checkpoint=None):
     train_set, val_set = open_data(s)
     state = State(s, train_set.num_classes, device)
     if checkpoint is not None:
+        if list(train_set.class_names) != checkpoint["dataset"]["class_names"]:
+            raise SettingsError(f"{s.run_dir} was trained on other classes than {s.data_root} has "
+                                f"now; start another --run-dir")
         state.load(checkpoint)
     total_steps = s.steps or s.epochs * (len(train_set) // s.batch_size)
     if state.step >= total_steps:
@@ -414,13 +432,14 @@ def train(s, checkpoint=None):
     if rank == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
         for name in ("log.csv", "scores.csv"):
-            forget_rows_after(run_dir / name, state.step)
-    scorer = metrics.Scorer(val_set, train_set, device, s.metrics, s.score_images or None,
+            # A killed run may have logged beyond its checkpoint; those steps will come again.
+            if (run_dir / name).exists():
+                write_rows(run_dir / name, [row for row in read_rows(run_dir / name)
+                                            if row["step"] <= state.step])
+    scorer = metrics.Scorer(val_set, train_set, device, metric_names(s), s.score_images or None,
                             s.segmenter or None, run_dir, workers=s.workers,
                             segmenter_steps=s.segmenter_steps or None)
-    # The label maps of the first ten batches, whole batches on every process: see refresh_ema.
-    first = training_batches(s, train_set, 0, 1, 0)
-    label_batches = [next(first)[1].to(torch.int16) for _ in range(10)]
+    label_batches = first_label_maps(s, train_set)
     batches = training_batches(s, train_set, rank, world_size, state.step)
     precision = torch.autocast(device.type, torch.bfloat16, enabled=s.precision == "bf16")
     bar = tqdm(initial=state.step, total=total_steps, unit="step", disable=rank > 0, smoothing=0.05)
@@ -439,10 +458,11 @@ def train(s, checkpoint=None):
 
             state.step, state.recent[(step - 1) % s.log_every] = step, terms
             state.seconds = time.monotonic() - began
-            report(s, state, scorer, val_set, label_batches, scores, bar, stop=bool(signals),
+            stop = in_any_process(bool(signals))         # asked once: all act on one answer
+            report(s, state, scorer, val_set, label_batches, scores, bar, stop,
                    last=step == total_steps)
             bar.update()
-            if signals:
+            if stop:
                 raise TrainingStopped(f"stopped after step {step} as asked, all is saved; go on "
                                       f"by: python train.py --run-dir {s.run_dir} --resume")
     bar.close()
@@ -458,31 +478,36 @@ def report(s, state, scorer, val_set, label_batches, scores, bar, stop=False, la
         return last or state.step % every == 0
 
     save = stop or due(s.checkpoint_every)
-    if writes and state.step > 0 and (save or due(s.log_every)):
-        means = log_losses(s, state, run_dir)
+    if state.step > 0 and (save or due(s.log_every)):
+        means = log_losses(s, state, run_dir, writes)
         bar.set_postfix({k.removeprefix("loss_"): f"{v:.2f}" for k, v in means.items()})
     if save or due(s.picture_every) or due(s.score_every):
         refresh_ema(state.ema, state.G, label_batches, s.seed)
     if writes and due(s.picture_every):
         save_pictures(state, val_set, run_dir / "samples" / f"step_{state.step:06d}.png", device)
         save_curves(run_dir)
-    if s.metrics and due(s.score_every):
+    if scorer.metrics and due(s.score_every):
         scores.clear()
         scores.update(scorer(state.ema, state.D))
         # The best checkpoint is the one of lowest FID, as for the paper's results; where FID is not
         # measured, that of highest mIoU.
-        merit = -scores["fid"] if "fid" in scores else scores.get("miou", -math.inf)
-        better = merit > state.best.get("merit", -math.inf)
+        judge, sign = next((name, sign) for name, sign in
+                           (("fid", -1), ("miou", 1), (next(iter(scores)), -1)) if name in scores)
+        better = (state.best.get("judge") != judge
+                  or sign * scores[judge] > sign * state.best[judge])
         if better:
-            state.best = {"merit": merit, "step": state.step, **scores}
+            state.best = {"judge": judge, "step": state.step, **scores}
         if writes:
-            append_row(run_dir / "scores.csv", {"step": state.step, **scores})
+            write_rows(run_dir / "scores.csv", read_rows(run_dir / "scores.csv")
+                       + [{"step": state.step, **scores}])
             bar.write(f"step {state.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
             save_curves(run_dir)
             if better:
                 save_checkpoint(state.checkpoint(s, val_set), run_dir / "best.pt")
-    if writes and save:
-        save_checkpoint(state.checkpoint(s, val_set), run_dir / "latest.pt")
+    if save:
+        check_weights(state)
+        if writes:
+            save_checkpoint(state.checkpoint(s, val_set), run_dir / "latest.pt")
 
 
 def main(argv=None):
@@ -507,6 +532,11 @@ def main(argv=None):
         sys.exit(2)
     except (TrainingStopped, OSError) as e:         # OSError: a row or picture met a full disk
         print(f"train.py: {e}", file=sys.stderr)
+        sys.exit(1)
+    except torch.OutOfMemoryError:
+        print(f"train.py: the GPU's memory does not hold --batch-size {s.batch_size} at "
+              f"{s.height}×{s.width}; choose a smaller batch, size or --channels, or "
+              f"--precision bf16", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("train.py: stopped before the first step", file=sys.stderr)

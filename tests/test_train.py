@@ -7,6 +7,7 @@ import csv
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import torch
 import data
 import losses
 import oasis
+import settings
 import train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +52,7 @@ def wait_for(path, process, seconds=120):
 
 def rows_of(path):
     with open(path, newline="") as f:
-        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(f)]
+        return [{k: float(v) if v else v for k, v in row.items()} for row in csv.DictReader(f)]
 
 
 def same_bits(a, b):
@@ -77,22 +79,22 @@ def same_bits(a, b):
 
 
 def test_defaults_are_the_papers():
-    s, _ = train.parse_arguments(["--preset", "ade20k", "--data-root", "x"])
+    s, _ = settings.parse_arguments(["--preset", "ade20k", "--data-root", "x"])
     assert (s.height, s.width, s.batch_size, s.epochs) == (256, 256, 32, 200)
     assert (s.lr_g, s.lr_d, s.beta1, s.beta2) == (1e-4, 4e-4, 0, 0.999)
     assert (s.lambda_labelmix, s.ema_decay, s.init_gain_g, s.init_gain_d) == (10, 0.9999, 0.02, 0.02)
-    s, _ = train.parse_arguments(["--preset", "cityscapes"])
+    s, _ = settings.parse_arguments(["--preset", "cityscapes"])
     assert (s.height, s.width, s.batch_size, s.lr_g, s.lambda_labelmix) == (256, 512, 20, 4e-4, 5)
-    s, _ = train.parse_arguments(["--preset", "coco-stuff", "--epochs", "7"])
+    s, _ = settings.parse_arguments(["--preset", "coco-stuff", "--epochs", "7"])
     assert s.epochs == 7                                         # the command line beats the preset
 
 
 def test_help_names_every_setting(capsys):
     with pytest.raises(SystemExit) as e:
-        train.parse_arguments(["--help"])
+        settings.parse_arguments(["--help"])
     text = capsys.readouterr().out
     assert e.value.code == 0
-    for field in dataclasses.fields(train.Settings):
+    for field in dataclasses.fields(settings.Settings):
         assert "--" + field.name.replace("_", "-") in text and field.metadata["help"].split()[0] in text
 
 
@@ -103,12 +105,14 @@ def test_help_names_every_setting(capsys):
     (["--batch-size", "0"], "--batch-size 0: must be at least 1"),
     (["--ema-decay", "1"], r"--ema-decay 1.0: must lie in \[0, 1\)"),
     (["--lambda-labelmix", "-1"], "--lambda-labelmix -1.0: must not be negative"),
-    (["--metrics", "miou", "beauty"], "--metrics beauty: known are .*miou"),
+    (["--metrics", "miou,beauty"], "--metrics beauty: known are .*miou"),
     (["--preset", "mars"], "mars.*ade20k"),
     (["--colour", "red"], "unrecognized arguments: --colour red"),
     (["--preset", "folder", "--data-root", "/nowhere"], "/nowhere"),
     (["--preset", "folder"], "--data-root"),
     (["--resume"], "holds no latest.pt"),
+    (["--epochs", "0"], "--epochs 0: there is nothing to train"),
+    (["--d-channels", "8", "1"], "--d-channels 8 1: each must be at least 2"),
     (["--height", "8", "--width", "8", "--batch-size", "1"], "one pixel"),
 ])
 def test_a_mistake_is_one_sentence_exit_code_2_and_nothing_written(tmp_path, capsys, arguments, sentence):
@@ -124,7 +128,7 @@ def test_a_mistake_is_one_sentence_exit_code_2_and_nothing_written(tmp_path, cap
 
 
 def tiny_state(**changes):
-    s = train.Settings(**{**train.PRESETS["toy"], "height": 16, "width": 16, "channels": 2,
+    s = settings.Settings(**{**settings.PRESETS["toy"], "height": 16, "width": 16, "channels": 2,
                           "num_blocks": 2, "spade_hidden": 4, "d_channels": (4, 8), **changes})
     return s, train.State(s, 5, torch.device("cpu"))
 
@@ -240,13 +244,13 @@ def test_a_run_leaves_everything_behind_that_it_promises(whole):
     assert [r["step"] for r in rows] == [2, 4, 6, 8, 10, 12]
     assert all(r[term] > 0 for r in rows for term in train.TERMS)
     assert {"miou", "miou_real", "fd_segmenter"} <= rows_of(folder / "scores.csv")[0].keys()
-    assert checkpoint["step"] == 12 and checkpoint["best"]["merit"] == max(r["miou"] for r in rows_of(folder / "scores.csv"))
+    assert checkpoint["step"] == 12 and checkpoint["best"]["miou"] == max(r["miou"] for r in rows_of(folder / "scores.csv"))
 
 
 def test_reloaded_generator_draws_the_same_picture_to_the_last_bit(whole):
     """save → load → sample: no statistics, no singular vector is lost on the way."""
     folder, checkpoint = whole
-    s = train.Settings(**checkpoint["config"])
+    s = settings.Settings(**checkpoint["config"])
     state = train.State(s, 10, torch.device("cpu"))
     state.load(checkpoint)
     labels = torch.stack([data.open_dataset("toy", "val", (32, 32))[i][1] for i in range(8)])
@@ -312,10 +316,46 @@ def test_resume_goes_on_beyond_the_first_end_and_keeps_its_settings(whole, tmp_p
     assert same_bits(oasis.load_checkpoint(tmp_path / "run" / "latest.pt"), whole[1]) is True
 
 
+def test_what_resuming_may_change_it_changes(whole, tmp_path):
+    """Learning rates, scores and the rhythm of the log; asking for epochs voids the old steps."""
+    shutil.copytree(whole[0], tmp_path / "run")
+    train.main(["--run-dir", str(tmp_path / "run"), "--resume", "--lr-g", "0", "--metrics", "accuracy",
+                "--steps", "14", "--log-every", "5"])
+    resumed = oasis.load_checkpoint(tmp_path / "run" / "latest.pt")
+    assert all(torch.equal(p, resumed["generator"][name]) for name, p in whole[1]["generator"].items()
+               if "weight" in name and name.endswith(("original", "shared.weight", "bias")))
+    assert any(not torch.equal(p, resumed["discriminator"][name])
+               for name, p in whole[1]["discriminator"].items())
+    last = rows_of(tmp_path / "run" / "scores.csv")[-1]
+    assert last["step"] == 14 and last["accuracy"] != "" and last["miou"] == ""
+    assert all(rows_of(tmp_path / "run" / "log.csv")[-1][term] > 0 for term in train.TERMS)
+    s, _ = settings.parse_arguments(["--epochs", "3"])
+    assert s.steps == 0
+
+
+def test_a_run_of_other_classes_is_not_resumed(whole, tmp_path, capsys):
+    shutil.copytree(whole[0], tmp_path / "run")
+    checkpoint = oasis.load_checkpoint(tmp_path / "run" / "latest.pt")
+    checkpoint["dataset"]["class_names"][1] = "ocean"
+    torch.save(checkpoint, tmp_path / "run" / "latest.pt")
+    with pytest.raises(SystemExit) as e:
+        train.main(["--run-dir", str(tmp_path / "run"), "--resume", "--steps", "14"])
+    assert e.value.code == 2 and "trained on other classes" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_not_saved():
+    _, state = tiny_state()
+    train.check_weights(state)
+    next(state.D.parameters()).data[0] = float("inf")
+    with pytest.raises(train.TrainingStopped, match="Discriminator are not finite after step 0"):
+        train.check_weights(state)
+
+
 @pytest.mark.parametrize("arguments, sentence", [
     ([], "already holds a run.*--resume.*--run-dir"),
     (["--resume", "--channels", "3"], "--channels 3: .*was started with 2"),
     (["--resume", "--preset", "cityscapes"], "--preset cityscapes: .*started with toy"),
+    (["--resume"], "is complete, 12 steps of 12"),
 ])
 def test_an_existing_run_is_neither_overwritten_nor_changed(whole, capsys, arguments, sentence):
     before = {p: p.read_bytes() for p in whole[0].glob("*") if p.is_file()}
