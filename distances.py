@@ -1,8 +1,9 @@
 """Distances between images: Fréchet and Inception features, LPIPS, MS-SSIM, colour, texture.
 
-The measures themselves, one function or network each; metrics.py applies them to sets of images. All of
-them take images (B, 3, H, W) in [−1, 1]. What compares two sets does so by a statistic that adds up over
-images (a sum of outer products, a histogram), so that memory does not grow with their number.
+The measures themselves, one function or network each; metrics.py applies them to sets of images.
+All of them take images (B, 3, H, W) in [−1, 1]. What compares two sets does so by a statistic that
+adds up over images (a sum of outer products, a histogram), so that memory does not grow with their
+number.
 """
 
 import hashlib
@@ -21,14 +22,19 @@ class MetricsError(ValueError):
     """A score that cannot be computed; the message names the file or value and what is possible."""
 
 
-# ---- Fréchet distance ------------------------------------------------------------------------------
+def quantise(images):
+    """Round images in [−1, 1] to the 256 levels that a png can hold."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+
+
+# ---- Fréchet distance ----------------------------------------------------------------------------
 #
 # FID (Heusel et al., 2017): describe each set of images by the mean and covariance of a network's
 # features, and take the Fréchet distance between the two Gaussians with these moments.
 
 
 def moments(features):
-    """Features (n, d) -> (d+1, d+1) float64: Σ [1 f]ᵀ[1 f], which holds n, Σ f and Σ f fᵀ in one matrix.
+    """Features (n, d) -> (d+1, d+1) float64: Σ [1 f]ᵀ[1 f], which holds n, Σ f and Σ f fᵀ at once.
 
     Matrices of several batches, or of several processes, simply add up.
     """
@@ -47,8 +53,8 @@ def frechet_distance(mu1, sigma1, mu2, sigma2):
     """|μ1 − μ2|² + Tr(Σ1 + Σ2 − 2 (Σ1 Σ2)^½) as a float. Tensors or arrays, (d,) and (d, d).
 
     The matrix Σ1 Σ2 is not symmetric, and a general square root of it is slow, complex by rounding,
-    and fails where a covariance is singular. But only its trace is needed, the sum of the roots of the
-    eigenvalues; and with Σ1 = V diag(λ) Vᵀ those are the eigenvalues of the symmetric matrix
+    and fails where a covariance is singular. But only its trace is needed, the sum of the roots of
+    the eigenvalues; and with Σ1 = V diag(λ) Vᵀ those are the eigenvalues of the symmetric matrix
     λ^½ Vᵀ Σ2 V λ^½. They cannot be negative; what rounding puts below zero is set to zero.
     """
     mu1, sigma1, mu2, sigma2 = (torch.as_tensor(t, dtype=torch.float64)
@@ -65,7 +71,7 @@ def moment_distance(a, b):
     return frechet_distance(*mean_and_covariance(a), *mean_and_covariance(b))
 
 
-# ---- Networks from elsewhere -----------------------------------------------------------------------
+# ---- Networks from elsewhere ---------------------------------------------------------------------
 
 INCEPTION = ("https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
              "pt_inception-2015-12-05-6726825d.pth", "6726825d")
@@ -108,7 +114,8 @@ def load_weights(network, path, prefix=""):
                 state.setdefault(name, torch.zeros((), dtype=buffer.dtype))
         network.load_state_dict(state, assign=True)
     except (oasis.CheckpointError, RuntimeError, AttributeError) as e:
-        reason = e if isinstance(e, oasis.CheckpointError) else f"{path}: weights of another network"
+        known = isinstance(e, oasis.CheckpointError)
+        reason = e if known else f"{path}: weights of another network"
         raise MetricsError(str(reason)) from e
     return network.requires_grad_(False).eval()
 
@@ -184,7 +191,7 @@ class LPIPS(nn.Module):
         self.eval()
 
     def forward(self, images):
-        """(B, 3, H, W) in [−1, 1] -> 5 tensors (B, ·), whose squared Euclidean distances add to LPIPS."""
+        """(B, 3, H, W) in [−1, 1] -> 5 tensors (B, ·); their squared distances add up to LPIPS."""
         x, embedding = (images - self.mean) / self.std, []
         for i, layer in enumerate(self.network):
             x = layer(x)
@@ -200,7 +207,7 @@ class LPIPS(nn.Module):
         return sum(F.pdist(f).square() for f in self(images))
 
 
-# ---- Diversity: MS-SSIM ----------------------------------------------------------------------------
+# ---- Diversity: MS-SSIM --------------------------------------------------------------------------
 
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)       # Wang et al., 2003
 
@@ -211,11 +218,11 @@ def ms_ssim_scales(size):
 
 
 def ms_ssim(x, y):
-    """Multi-scale structural similarity (Wang et al., 2003) of images (B, 3, H, W) -> (B,); 1 is equal.
+    """Multi-scale structural similarity (Wang et al., 2003), (B, 3, H, W) twice -> (B,); 1: equal.
 
-    Windows are 11×11 Gaussians, σ 1.5, without padding; data range 1 after mapping [−1, 1] to [0, 1].
-    Five scales need 176 pixels. Smaller images get the scales that fit, the weights scaled to sum to
-    1 again: compare such values only among themselves. MetricsError below 11 pixels.
+    Windows are 11×11 Gaussians, σ 1.5, without padding; data range 1 after mapping [−1, 1] to [0,
+    1]. Five scales need 176 pixels. Smaller images get the scales that fit, the weights scaled to
+    sum to 1 again: compare such values only among themselves. MetricsError below 11 pixels.
     """
     scales = ms_ssim_scales(x.shape[2:])
     if not scales:
@@ -250,13 +257,21 @@ def blur(x):
     return F.conv2d(F.conv2d(x, window, groups=3), window.transpose(2, 3), groups=3)
 
 
-# ---- Colour and texture (Fig. 3) -------------------------------------------------------------------
+def pairwise_ms_ssim(images):
+    """(B, 3, H, W) -> (B·(B−1)/2,) MS-SSIM between all pairs."""
+    first, second = torch.triu_indices(len(images), len(images), 1, device=images.device).split(1)
+    return torch.cat([ms_ssim(images[i], images[j]) for i, j in
+                      zip(first[0].split(32), second[0].split(32))])
+
+
+# ---- Colour and texture (Fig. 3) -----------------------------------------------------------------
 #
-# The paper compares histograms but does not say over what. Here: one histogram over all pixels of a set.
+# The paper compares histograms but does not say over what. Here: one histogram over all pixels of a
+# set.
 
 
 def rgb_to_lab(images):
-    """sRGB in [−1, 1] -> CIE LAB (B, 3, H, W), white point D65; L in 0 … 100, a and b about ±100."""
+    """sRGB in [−1, 1] -> CIE LAB (B, 3, H, W), white D65; L in 0 … 100, a and b about ±100."""
     rgb = (images.double() + 1) / 2
     linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
     to_xyz = linear.new_tensor([[0.412453, 0.357580, 0.180423],

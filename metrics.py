@@ -5,15 +5,17 @@
     python metrics.py --real photos --fake generated              # two folders, whoever made them
     torchrun --nproc_per_node=8 metrics.py --checkpoint F --data-root D
 
-distances.py has the measures, segmenter.py the network behind mIoU; here they are applied to sets of
-images. Each score comes with its protocol in words (network and weights, size, number of images), because
-scores can only be compared where protocols agree. `*_real` is the same score of real images: the ceiling
-of mIoU, and the floor of a distance, measured between two halves of the real images.
+distances.py has the measures, segmenter.py the network behind mIoU; here they are applied to sets
+of images. Each score comes with its protocol in words (network and weights, size, number of
+images), because scores can only be compared where protocols agree. `*_real` is the same score of
+real images: the ceiling of mIoU, and the floor of a distance, measured between two halves of the
+real images.
 
-Each set is reduced to statistics that add up over images, so memory does not grow with their number, and
-several processes just add up theirs. Conventions: images (B, 3, H, W) in [−1, 1], rounded to the 256
-levels of a png before anything is measured, so that a run and the pictures saved from it score alike;
-statistics in float64; one noise seed per image; no global random state is touched.
+Each set is reduced to statistics that add up over images, so memory does not grow with their
+number, and several processes just add up theirs. Conventions: images (B, 3, H, W) in [−1, 1],
+rounded to the 256 levels of a png before anything is measured, so that a run and the pictures saved
+from it score alike; statistics in float64; one noise seed per image; no global random state is
+touched.
 """
 
 import argparse
@@ -34,11 +36,15 @@ from tqdm import tqdm
 import data
 import oasis
 from distances import (LPIPS, InceptionFeatures, MetricsError, colour_distance, colour_histogram,
-                       frechet_distance, moment_distance, moments, ms_ssim, ms_ssim_scales,
+                       moment_distance, moments, ms_ssim_scales, pairwise_ms_ssim, quantise,
                        texture_distance, texture_histogram)
-from segmenter import (Segmenter, add_over_processes, class_iou, confusion_matrix, encoder_features,
-                       everywhere, load_exported, load_segmenter, mean_iou, pixel_accuracy, process,
-                       quiet, segmenter_from, train_segmenter, train_segmenter_file, write_safely)
+from segmenter import (Segmenter, add_over_processes, class_iou, encoder_features, everywhere,
+                       load_exported, load_segmenter, mean_iou, pixel_accuracy, process, quiet,
+                       segmenter_from, train_segmenter_file, write_safely)
+
+# Not used below, but looked for here:
+from distances import frechet_distance, ms_ssim          # noqa: E402, F401
+from segmenter import confusion_matrix, train_segmenter  # noqa: E402, F401
 
 METRICS = {     # name -> what it says
     "miou": "mean intersection over union of a fixed segmentation network on generated images ↑",
@@ -56,12 +62,7 @@ DISTANCES = {"fid": moment_distance, "fd_segmenter": moment_distance, "colour": 
 SAMPLES = 20    # images per label map for the two scores of diversity, as in the paper's Table 2
 
 
-# ---- Sets of images, reduced to statistics ---------------------------------------------------------
-
-
-def quantise(images):
-    """Round images in [−1, 1] to the 256 levels that a png can hold."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+# ---- Sets of images, reduced to statistics -------------------------------------------------------
 
 
 @contextmanager
@@ -82,34 +83,35 @@ def evaluating(*networks):
 def my_batches(count, batch_size):
     """This process's batches of the images 0 … count − 1, as (half, indices).
 
-    The even and the odd images are two halves, never mixed in one batch: between them the floor of a
-    distance is measured. MetricsError where there are too few for a covariance of each half.
+    The even and the odd images are two halves, never mixed in one batch: between them the floor of
+    a distance is measured. MetricsError where there are too few for a covariance of each half.
     """
     rank, world = process()
     if count < max(4, 2 * world):
         raise MetricsError(f"{count} image{'s' * (count != 1)} for {world} process"
-                           f"{'es' * (world > 1)}: statistics need at least 4, and 2 for each process")
+                           f"{'es' * (world > 1)}: statistics need at least 4, and 2 for each "
+                           f"process")
     return [(half, share[i:i + batch_size]) for half in (0, 1)
             for share in [range(half, count, 2)[rank::world]]
             for i in range(0, len(share), batch_size)]
 
 
 def load_batches(dataset, count, batch_size, device, workers, title):
-    """Yields (half, indices, images, labels) of this process's share of a dataset."""
+    """Yields (half, images, labels, indices) of this process's share of a dataset."""
     batches = my_batches(count, batch_size)
     loader = data.make_loader(dataset, [list(indices) for _, indices in batches], workers)
     bar = tqdm(loader, title, leave=False, disable=quiet())
     for (half, indices), (images, labels) in zip(batches, bar):
-        yield half, indices, images.to(device), labels.to(device)
+        yield half, images.to(device), labels.to(device), indices
 
 
 def summarise(batches, measures):
     """Add up statistics over images and processes -> {name: (2, …) float64}, even and odd images.
 
-    batches: yields (half, images, labels). measures: {name: function of (images, labels)}.
+    batches: yields (half, images, labels, …). measures: {name: function of (images, labels)}.
     """
     totals = {}
-    for half, images, labels in batches:
+    for half, images, labels, *_ in batches:
         images = quantise(images)
         for name, measure in measures.items():
             value = measure(images, labels)
@@ -121,18 +123,18 @@ def summarise(batches, measures):
     return totals
 
 
-# ---- The scorer ------------------------------------------------------------------------------------
+# ---- The scorer ----------------------------------------------------------------------------------
 
 
 class Scorer:
     """Scores a generator on a validation set: scorer(G, D) -> {name: float}, as often as one likes.
 
     Args:
-        val_dataset, train_dataset: data.SceneDataset; the latter trains the segmenter.
-        metrics: names out of METRICS. num_images: score on the first so many (None: all).
-        segmenter: a segmenter.Segmenter to use instead of training one, or the file of a trained one.
-        run_dir: folder where the trained segmenter is kept (segmenter.pt) and found again.
-        strict: raise where the weights of a network are missing; otherwise one printed sentence says
+        val_dataset, train_dataset: data.SceneDataset; the latter trains the segmenter. metrics:
+        names out of METRICS. num_images: score on the first so many (None: all). segmenter: a
+        segmenter.Segmenter to use instead of training one, or the file of a trained one. run_dir:
+        folder where the trained segmenter is kept (segmenter.pt) and found again. strict: raise
+        where the weights of a network are missing; otherwise one printed sentence says
             which file to put where, and that score is left out.
     After a call, `protocol` says what each score means, `per_class` holds IoU by class name.
     """
@@ -155,11 +157,11 @@ class Scorer:
         if {"miou", "accuracy", "fd_segmenter"} & set(metrics):
             self.segmenter = self.find_segmenter(segmenter, train_dataset, run_dir, segmenter_steps)
         self.measures = self.choose_measures()
-        self.real = None                               # statistics of real images, made at first use
+        self.real = None                           # statistics of real images, made at first use
         self.protocol, self.per_class = {}, {}
 
     def load_network(self, name, build, strict):
-        """A network with downloaded weights; without them its score is left out on all processes."""
+        """A network with downloaded weights; without them its score is left out, everywhere."""
         problem = None
         try:
             self.networks[name] = build().to(self.device)
@@ -174,11 +176,11 @@ class Scorer:
                 print(f"{name} is left out: {problem}", file=sys.stderr)
 
     def find_segmenter(self, segmenter, train_dataset, run_dir, steps):
-        """The network behind mIoU: given, found in the run folder, or trained now and kept there."""
+        """The network behind mIoU: given, found in the run folder, or trained and kept there."""
         if isinstance(segmenter, Segmenter):
             if "fd_segmenter" in self.metrics and not hasattr(segmenter.network, "encoder"):
-                raise MetricsError("fd_segmenter is measured on features of a segmenter trained here, "
-                                   "which an exported program does not have")
+                raise MetricsError("fd_segmenter is measured on features of a segmenter trained "
+                                   "here, which an exported program does not have")
             return segmenter
         path = Path(segmenter or Path(run_dir or "") / "segmenter.pt")
         if segmenter is None and not (run_dir and path.is_file()):
@@ -192,7 +194,8 @@ class Scorer:
         """{name: function of (images, labels) -> statistic} for the scores that compare sets."""
         known = {
             "miou": lambda images, labels: self.segmenter.confusion(images, labels),
-            "fd_segmenter": lambda images, _: moments(encoder_features(self.segmenter.network, images)),
+            "fd_segmenter": lambda images, _: moments(
+                encoder_features(self.segmenter.network, images)),
             "fid": lambda images, _: moments(self.networks["fid"](images)),
             "colour": lambda images, _: colour_histogram(images),
             "texture": lambda images, _: texture_histogram(images),
@@ -211,11 +214,12 @@ class Scorer:
         return scores
 
     def compare(self, batches):
-        """The scores of a set of images against the real ones. batches: (half, images, labels)."""
+        """The scores of a set of images against the real ones. batches: as summarise."""
         with torch.no_grad():
             if self.real is None:
                 self.real, self.floor = self.measure_real()
-            drawn = {name: halves.sum(0) for name, halves in summarise(batches, self.measures).items()}
+            halves = summarise(batches, self.measures)
+        drawn = {name: both.sum(0) for name, both in halves.items()}
         scores = {}
         for name in self.metrics:
             if name in DISTANCES:
@@ -223,7 +227,8 @@ class Scorer:
                 scores[f"{name}_real"] = self.floor[name]
             elif name in ("miou", "accuracy"):
                 score = mean_iou if name == "miou" else pixel_accuracy
-                scores[name], scores[f"{name}_real"] = score(drawn["miou"]), score(self.real["miou"])
+                scores[name] = score(drawn["miou"])
+                scores[f"{name}_real"] = score(self.real["miou"])
         if "miou" in drawn:
             iou = zip(class_iou(drawn["miou"]).tolist(), class_iou(self.real["miou"]).tolist())
             self.per_class = dict(zip(self.dataset.class_names, iou))
@@ -231,8 +236,9 @@ class Scorer:
         return scores
 
     def batches(self, title):
-        """Yields (half, indices, images, labels) of the images scored, this process's share."""
-        return load_batches(self.dataset, self.count, self.batch_size, self.device, self.workers, title)
+        """Yields (half, images, labels, indices) of the images scored, this process's share."""
+        return load_batches(self.dataset, self.count, self.batch_size, self.device, self.workers,
+                            title)
 
     def noise(self, seeds, generator):
         """One noise vector per seed, on the scorer's device."""
@@ -240,12 +246,12 @@ class Scorer:
 
     def draw(self, generator):
         """Yields (half, generated images, labels). Image i has the noise of seed + i."""
-        for half, indices, _, labels in self.batches("scoring"):
+        for half, _, labels, indices in self.batches("scoring"):
             noise = self.noise([self.seed + i for i in indices], generator)
             yield half, generator(labels, noise), labels
 
     def measure_real(self):
-        """Statistics of the real images, and distances between their halves. FID's are kept on disk."""
+        """Statistics of the real images, distances between their halves; FID's are kept on disk."""
         measures, real, floor = dict(self.measures), {}, {}
         cache = None
         if "fid" in measures:
@@ -256,8 +262,7 @@ class Scorer:
                 real["fid"], floor["fid"] = kept["sum"].to(self.device), kept["floor"]
                 del measures["fid"]
         if measures:
-            batches = ((half, images, labels) for half, _, images, labels in
-                       self.batches("measuring real images"))
+            batches = self.batches("measuring real images")
             for name, halves in summarise(batches, measures).items():
                 real[name] = halves.sum(0)
                 if name in DISTANCES:
@@ -268,16 +273,16 @@ class Scorer:
         return real, floor
 
     def diversity(self, generator):
-        """MS-SSIM and LPIPS between all pairs of SAMPLES images of one label map, mean over label maps.
+        """MS-SSIM and LPIPS: mean over all pairs of SAMPLES images of one label map, and over maps.
 
-        Sample k of label map i has the noise of seed + i + k · (number of images); k = 0 is the image
-        that the other scores see.
+        Sample k of label map i has the noise of seed + i + k · (number of images); k = 0 is the
+        image that the other scores see.
         """
         pairwise = {"ms_ssim": pairwise_ms_ssim,
                     "lpips": lambda images: self.networks["lpips"].pairwise(images)}
         totals = {name: torch.zeros(2, dtype=torch.float64, device=self.device)
                   for name in pairwise if name in self.metrics}
-        for _, indices, _, labels in self.batches("diversity") if totals else ():
+        for _, _, labels, indices in self.batches("diversity") if totals else ():
             for i, label_map in zip(indices, labels):
                 seeds = [self.seed + i + k * len(self.dataset) for k in range(SAMPLES)]
                 images = torch.cat([generator(label_map.expand(len(z), -1, -1), z) for z in
@@ -292,56 +297,49 @@ class Scorer:
         """Argmax over D's N real channels, on real images: the fake channel may not be answered."""
         table = [*range(self.dataset.num_classes), -1]
         reader = Segmenter(discriminator, self.dataset, table, description="the discriminator")
-        batches = ((half, images, labels) for half, _, images, labels in self.batches("reading by D"))
-        return mean_iou(summarise(batches, {"d": reader.confusion})["d"].sum(0))
+        halves = summarise(self.batches("reading by D"), {"d_miou": reader.confusion})["d_miou"]
+        return mean_iou(halves.sum(0))
 
     def describe(self, scores):
         """{name: protocol in words}: what has to agree before two values may be compared."""
         height, width = self.dataset.size
-        images = f"{self.count} images of {self.dataset.name} {self.dataset.split} at {height}×{width}"
+        images = (f"{self.count} images of {self.dataset.name} {self.dataset.split} at "
+                  f"{height}×{width}")
         unknown = ("" if self.dataset.ignore_label is None else
                    f", {self.dataset.class_names[self.dataset.ignore_label]!r} not scored")
         texts = {"d_miou": f"argmax over the real classes, {images}{unknown}",
                  "colour": f"mean of the three channels' distances in LAB units, {images}",
                  "texture": f"3×3 patterns, 256 codes, {images}",
-                 "ms_ssim": f"{SAMPLES} samples per label map, {ms_ssim_scales((height, width))} scales, "
-                            f"{images}"}
+                 "ms_ssim": f"{SAMPLES} samples per label map, "
+                            f"{ms_ssim_scales((height, width))} scales, {images}"}
         if self.segmenter:
             texts["miou"] = texts["accuracy"] = f"{self.segmenter.description}, {images}{unknown}"
         if "fd_segmenter" in scores:
-            texts["fd_segmenter"] = (f"{self.segmenter.description}, deepest encoder features, {images}"
-                                     + few(self.count, 2 * (len(self.real["fd_segmenter"]) - 1)))
+            needed = 2 * (len(self.real["fd_segmenter"]) - 1)        # two images for each feature
+            texts["fd_segmenter"] = (f"{self.segmenter.description}, deepest encoder features, "
+                                     f"{images}" + few(self.count, needed))
         if "fid" in scores:
-            texts["fid"] = (f"Inception {self.networks['fid'].weights_hash}, 299×299 bilinear, {images}"
-                            + few(self.count, 2048))
+            texts["fid"] = (f"Inception {self.networks['fid'].weights_hash}, 299×299 bilinear, "
+                            f"{images}" + few(self.count, 2048))
         if "lpips" in scores:
-            texts["lpips"] = (f"VGG16, linear weights {self.networks['lpips'].weights_hash}, {SAMPLES} "
-                              f"samples per label map, {images}")
-        for name in scores:
-            if name.endswith("_real"):
-                what = ("two halves of the real images" if name.removesuffix("_real") in DISTANCES
-                        else "the same on the real images")
-                texts[name] = what
+            texts["lpips"] = (f"VGG16, linear weights {self.networks['lpips'].weights_hash}, "
+                              f"{SAMPLES} samples per label map, {images}")
+        texts.update({f"{name}_real": "two halves of the real images" for name in DISTANCES})
+        texts["miou_real"] = texts["accuracy_real"] = "the same on the real images"
         return {name: texts[name] for name in scores}
 
 
 def few(count, needed):
     """A warning for the protocol where a covariance is estimated from too few images."""
-    return (f" (warning: fewer than {needed} images bias this distance upwards; compare only values "
-            f"of equally many)" if count < needed else "")
-
-
-def pairwise_ms_ssim(images):
-    """(B, 3, H, W) -> (B·(B−1)/2,) MS-SSIM between all pairs."""
-    first, second = torch.triu_indices(len(images), len(images), 1, device=images.device).split(1)
-    return torch.cat([ms_ssim(images[i], images[j]) for i, j in
-                      zip(first[0].split(32), second[0].split(32))])
+    return (f" (warning: fewer than {needed} images bias this distance upwards; compare only "
+            f"values of equally many)" if count < needed else "")
 
 
 def dataset_key(dataset, count, weights_hash):
     """Names the statistics of a set of real images: changes with its files, size, number, network.
 
-    Files enter by size and time of change, and a few decoded images stand for the way they are read.
+    Files enter by size and time of change, and a few decoded images stand for the way they are
+    read.
     """
     digest = hashlib.sha256(repr((dataset.name, dataset.split, tuple(dataset.size), count,
                                   dataset.names[:count], weights_hash)).encode())
@@ -354,7 +352,7 @@ def dataset_key(dataset, count, weights_hash):
 
 
 def read_cache(path, device):
-    """Kept statistics, or None where there are none, they are damaged, or not all processes see them."""
+    """Kept statistics; None where there are none, damaged ones, or not every process has them."""
     try:
         kept = oasis.read_tensors(path)
     except oasis.CheckpointError:
@@ -362,11 +360,11 @@ def read_cache(path, device):
     return kept if everywhere(kept is not None, device) else None
 
 
-# ---- Two folders of images -------------------------------------------------------------------------
+# ---- Two folders of images -----------------------------------------------------------------------
 
 
 class ImageFolder(torch.utils.data.Dataset):
-    """The images in a folder, by name, all of one size; no label maps. MetricsError, data.DataError."""
+    """The images in a folder, all of one size, without label maps. MetricsError, data.DataError."""
 
     SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
@@ -394,8 +392,8 @@ class ImageFolder(torch.utils.data.Dataset):
         pixels = self.read(index)
         if pixels.shape[:2] != self.size:
             raise MetricsError(f"{self.paths[index]}: is {pixels.shape[0]}×{pixels.shape[1]}, "
-                               f"{self.paths[0].name} is {self.size[0]}×{self.size[1]}; all images of a "
-                               f"folder must be of one size")
+                               f"{self.paths[0].name} is {self.size[0]}×{self.size[1]}; all images "
+                               f"of a folder must be of one size")
         return torch.from_numpy(pixels.transpose(2, 0, 1)).float() / 127.5 - 1, 0
 
 
@@ -404,39 +402,41 @@ def score_folders(args):
     names = args.metrics or ["fid", "colour", "texture"]
     for name in names:
         if name not in ("fid", "colour", "texture"):
-            raise MetricsError(f"{name} needs a --checkpoint; of two folders fid, colour and texture "
-                               f"can be measured")
+            raise MetricsError(f"{name} needs a --checkpoint; of two folders fid, colour and "
+                               f"texture can be measured")
     real, fake = ImageFolder(args.real), ImageFolder(args.fake)
     count = min(len(real), len(fake))
     if len(real) != len(fake) and not 0 < (args.num_images or 0) <= count:
-        raise MetricsError(f"{args.real} holds {len(real)} images, {args.fake} {len(fake)}; distances "
-                           f"depend on the number, so choose one for both: --num-images {count}")
+        raise MetricsError(f"{args.real} holds {len(real)} images, {args.fake} {len(fake)}; "
+                           f"distances depend on the number, so choose one for both: "
+                           f"--num-images {count}")
     scorer = Scorer(real, None, args.device, names, args.num_images, batch_size=args.batch_size,
                     workers=args.workers, strict=bool(args.metrics), inception=args.inception)
-    batches = load_batches(fake, scorer.count, args.batch_size, args.device, args.workers, "fake images")
-    return scorer, scorer.compare((half, images, labels) for half, _, images, labels in batches)
+    return scorer, scorer.compare(load_batches(fake, scorer.count, args.batch_size, args.device,
+                                               args.workers, "fake images"))
 
 
-# ---- A run of train.py -----------------------------------------------------------------------------
+# ---- A run of train.py ---------------------------------------------------------------------------
 
 
 def score_checkpoint(args):
-    """--checkpoint F -> (Scorer, scores). The checkpoint says which data and size it was trained for."""
+    """--checkpoint F -> (Scorer, scores). It says itself which data and size it was trained for."""
     checkpoint = oasis.load_checkpoint(args.checkpoint)
     config, about = checkpoint["config"], checkpoint["dataset"]
     root = args.data_root or config["data_root"] or None
     train_set, val_set = (data.open_dataset(about["preset"], split, about["size"], root,
                                             seed=config["seed"]) for split in ("train", "val"))
     if list(val_set.class_names) != list(about["class_names"]):
-        raise MetricsError(f"{root}: has other classes than the ones {args.checkpoint} was trained on")
+        raise MetricsError(f"{root}: has other classes than those {args.checkpoint} was trained on")
     run_dir = Path(args.checkpoint).parent
     segmenter, names = args.segmenter, args.metrics or list(SCRIPT_METRICS)
     if segmenter and Path(segmenter).suffix == ".pt2":
-        segmenter = load_exported(segmenter, val_set, args.device, args.segmenter_size, args.label_map)
+        segmenter = load_exported(segmenter, val_set, args.device, args.segmenter_size,
+                                  args.label_map)
         names = [name for name in names if args.metrics or name != "fd_segmenter"]
     elif args.label_map or args.segmenter_size:
-        raise MetricsError("--label-map and --segmenter-size belong to a --segmenter FILE.pt2, a program "
-                           "saved by torch.export.save")
+        raise MetricsError("--label-map and --segmenter-size belong to a --segmenter FILE.pt2, a "
+                           "program saved by torch.export.save")
     scorer = Scorer(val_set, train_set, args.device, names, args.num_images, segmenter, run_dir,
                     batch_size=args.batch_size, seed=args.seed, workers=args.workers,
                     strict=bool(args.metrics), inception=args.inception,
@@ -465,24 +465,30 @@ def parse_arguments(argv=None):
                f"fid, colour, texture.")
     what = parser.add_argument_group("what to score: a checkpoint, or two folders")
     what.add_argument("--checkpoint", metavar="FILE", help="latest.pt or best.pt of a run")
-    what.add_argument("--data-root", metavar="DIR", help="its dataset (default: where it was trained)")
+    what.add_argument("--data-root", metavar="DIR", help="its dataset (default: as in training)")
     what.add_argument("--real", metavar="DIR", help="folder of real images")
     what.add_argument("--fake", metavar="DIR", help="folder of generated images")
     how = parser.add_argument_group("how")
-    how.add_argument("--metrics", type=lambda text: text.split(","), metavar="A,B", help="see below")
-    how.add_argument("--num-images", type=positive, metavar="N", help="the first N images (default: all)")
-    how.add_argument("--seed", type=int, default=0, help="image i gets the noise of seed + i (default 0)")
-    how.add_argument("--inception", metavar="FILE", help="the FID network's weights, if not downloaded")
+    how.add_argument("--metrics", type=lambda text: text.split(","), metavar="A,B",
+                     help="see below")
+    how.add_argument("--num-images", type=positive, metavar="N",
+                     help="the first N images (default: all)")
+    how.add_argument("--seed", type=int, default=0,
+                     help="image i gets the noise of seed + i (default 0)")
+    how.add_argument("--inception", metavar="FILE",
+                     help="the FID network's weights, if not downloaded")
     how.add_argument("--batch-size", type=positive, default=16, help="(default 16)")
-    how.add_argument("--workers", type=int, default=0, help="processes that load images (default 0)")
+    how.add_argument("--workers", type=int, default=0,
+                     help="processes that load images (default 0)")
     how.add_argument("--device", help="cuda or cpu (default: cuda if there is one)")
     miou = parser.add_argument_group("the network behind mIoU")
-    miou.add_argument("--segmenter", metavar="FILE", help="a segmenter.pt (default: the one beside the "
-                      "checkpoint, trained and put there if there is none), or your own network as an exported program, FILE.pt2")
+    miou.add_argument("--segmenter", metavar="FILE", help="a segmenter.pt (default: the one beside "
+                      "the checkpoint, trained and put there if there is none), or an exported "
+                      "network of yours, FILE.pt2")
     miou.add_argument("--segmenter-size", type=positive, nargs=2, metavar=("H", "W"),
                       help="resize images to this for a FILE.pt2 (default: as they are)")
-    miou.add_argument("--label-map", metavar="FILE", help="for a FILE.pt2: line k is the dataset's name "
-                      "or id of the network's class k, or - (default: the same classes)")
+    miou.add_argument("--label-map", metavar="FILE", help="for a FILE.pt2: line k is the dataset's "
+                      "name or id of the network's class k, or - (default: the same classes)")
     miou.add_argument("--segmenter-steps", type=positive, help="training steps of a new one")
     output = parser.add_argument_group("output")
     output.add_argument("--per-class", action="store_true", help="also print the IoU of each class")
@@ -501,7 +507,7 @@ def show(scorer, scores, per_class):
     if per_class and scorer.per_class:
         print(f"\n{'IoU':18s}  generated       real")
         for name, pair in scorer.per_class.items():
-            print(f"{name:18s} " + " ".join("         –" if iou != iou else f"{iou:10.4f}" for iou in pair))
+            print(f"{name:18s}", *("         –" if iou != iou else f"{iou:10.4f}" for iou in pair))
 
 
 def main(argv=None):

@@ -1,9 +1,10 @@
 """mIoU: a segmentation network reads the label map back from a picture.
 
-How well a generated image follows its label map is measured by a *fixed* network trained on real photos:
-where it recognises what the label map asked for, the image is both right and realistic. Any network may
-do it (load_exported); where none is at hand, train_segmenter trains one on the dataset's own photos. The
-network is part of the score: mIoU of different networks cannot be compared.
+How well a generated image follows its label map is measured by a *fixed* network trained on real
+photos: where it recognises what the label map asked for, the image is both right and realistic. Any
+network may do it (load_exported); where none is at hand, train_segmenter trains one on the
+dataset's own photos. The network is part of the score: mIoU of different networks cannot be
+compared.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ import data
 import oasis
 from distances import MetricsError, file_hash
 
-# ---- Several processes, files ----------------------------------------------------------------------
+# ---- Several processes, files --------------------------------------------------------------------
 
 
 def process():
@@ -50,21 +51,21 @@ def everywhere(flag, device):
 
 
 def write_safely(path, write):
-    """write(temporary path), then rename: no half-written file ever lies at `path`. MetricsError."""
+    """write(temporary path), then rename: `path` never holds half a file. MetricsError."""
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as e:               # torch wraps some write errors in RuntimeError
+    except (OSError, RuntimeError) as e:           # torch wraps some write errors in RuntimeError
         raise MetricsError(f"{path}: could not be written "
                            f"({getattr(e, 'strerror', None) or str(e).splitlines()[0]})") from e
     finally:
         temporary.unlink(missing_ok=True)
 
 
-# ---- Confusion matrix, mIoU ------------------------------------------------------------------------
+# ---- Confusion matrix, mIoU ----------------------------------------------------------------------
 
 
 def confusion_matrix(prediction, target, num_classes, ignore_label=None):
@@ -76,8 +77,8 @@ def confusion_matrix(prediction, target, num_classes, ignore_label=None):
     prediction, target = prediction.flatten(), target.flatten()
     for what, ids in (("prediction", prediction), ("target", target)):
         if ids.numel() and (ids.min() < 0 or ids.max() >= num_classes):
-            raise MetricsError(f"the {what} holds ids {ids.min()} to {ids.max()}, possible are 0 to "
-                               f"{num_classes - 1}")
+            raise MetricsError(f"the {what} holds ids {ids.min()} to {ids.max()}, possible are 0 "
+                               f"to {num_classes - 1}")
     if ignore_label is not None:
         counted = target != ignore_label
         prediction, target = prediction[counted], target[counted]
@@ -93,7 +94,7 @@ def class_iou(confusion):
 
 
 def mean_iou(confusion):
-    """Mean of class_iou over the classes that occur, in the labels or in the prediction. A float."""
+    """Mean of class_iou over the classes that occur, in labels or in prediction. A float."""
     return class_iou(confusion).nanmean().item()
 
 
@@ -105,10 +106,10 @@ def pixel_accuracy(confusion):
 class Segmenter:
     """A network that names the class of every pixel, whoever trained it, as dataset's class ids.
 
-    network: images (B, 3, h, w) in [−1, 1] -> logits (B, K, h', w'). table: for each of its K classes
-    the id in the dataset, or −1 where the dataset has no such class: then the network's next best
-    answer counts. Classes that no entry names (Cityscapes' 16 unevaluated ones) are not scored. size:
-    what images are resized to for it, (H, W) or None for no resizing.
+    network: images (B, 3, h, w) in [−1, 1] -> logits (B, K, h', w'). table: for each of its K
+    classes the id in the dataset, or −1 where the dataset has no such class: then the network's
+    next best answer counts. Classes that no entry names (Cityscapes' 16 unevaluated ones) are not
+    scored. size: what images are resized to for it, (H, W) or None for no resizing.
     """
 
     def __init__(self, network, dataset, table=None, size=None, description=""):
@@ -126,9 +127,9 @@ class Segmenter:
             images = F.interpolate(images, self.size, mode="bilinear", antialias=True)
         logits = self.network(images)
         if logits.ndim != 4 or logits.shape[1] != len(self.table):
-            raise MetricsError(f"{self.description} gives logits of shape {tuple(logits.shape)}, but "
-                               f"(B, {len(self.table)}, H, W) is needed; its classes are matched to the "
-                               f"dataset's by a label map file, one line for each")
+            raise MetricsError(f"{self.description} gives logits of shape {tuple(logits.shape)}, "
+                               f"but (B, {len(self.table)}, H, W) is needed; its classes are "
+                               f"matched to the dataset's by a label map file, one line for each")
         if logits.shape[2:] != size:
             logits = F.interpolate(logits, size, mode="bilinear")
         table = self.table.to(logits.device)
@@ -145,8 +146,8 @@ class Segmenter:
 def scoring_network(num_classes, channels, seed=0):
     """The discriminator's U-Net with N outputs: a Discriminator of N − 1 classes has N − 1 + 1.
 
-    Without spectral normalisation and with larger initial weights: those hold back a player of a game;
-    this network plays none, and learns several times faster free of them.
+    Without spectral normalisation and with larger initial weights: those hold back a player of a
+    game; this network plays none, and learns several times faster free of them.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -160,7 +161,7 @@ def scoring_network(num_classes, channels, seed=0):
 
 
 def default_plan(size):
-    """Hyper-parameters by image size: below 256×256 minutes on a CPU, from there on a GPU's work."""
+    """Hyper-parameters by size: below 256×256 a minute on two CPU cores, then a GPU's work."""
     if size[0] * size[1] < 256 * 256:
         return dict(channels=(24, 32, 48, 96), steps=600, batch_size=8, lr=6e-3)
     return dict(channels=(64, 96, 128, 192, 256), steps=10_000, batch_size=16, lr=1e-3)
@@ -168,11 +169,11 @@ def default_plan(size):
 
 def train_segmenter(dataset, device, steps=None, *, channels=None, batch_size=None, lr=None, seed=0,
                     workers=0):
-    """Train the network that scores mIoU where no published one is at hand, on real training images.
+    """Train the network that scores mIoU where no published one is at hand, on real photos.
 
-    dataset: the training split. What is None comes from default_plan. Adam, learning rate up to lr and
-    down again. Under torchrun every process takes its share of each batch.
-    Returns an oasis.Discriminator in eval mode, logits (B, N, H, W).
+    dataset: the training split. What is None comes from default_plan. Adam, learning rate up to lr
+    and down again. Under torchrun every process takes its share of each batch. Returns an
+    oasis.Discriminator in eval mode, logits (B, N, H, W).
     """
     plan = default_plan(dataset.size)
     steps, channels = steps or plan["steps"], channels or plan["channels"]
@@ -204,8 +205,8 @@ def train_segmenter(dataset, device, steps=None, *, channels=None, batch_size=No
 def balance(labels, dataset):
     """Class weights (N,): 1/√(pixels of the class in this batch), 0 for unknown.
 
-    Half way between the plain loss, which forgets small classes, and OASIS's full balance, which makes
-    a segmenter see them everywhere.
+    Half way between the plain loss, which forgets small classes, and OASIS's full balance, which
+    makes a segmenter see them everywhere.
     """
     pixels = torch.bincount(labels.flatten(), minlength=dataset.num_classes).float()
     weights = pixels.clamp(min=1).rsqrt()
@@ -229,13 +230,13 @@ def segmenter_from(content, dataset, device, path):
         raise MetricsError(f"{path}: not a segmenter trained by train.py or metrics.py")
     for what, own in (("class_names", list(dataset.class_names)), ("size", list(dataset.size))):
         if content[what] != own:
-            raise MetricsError(f"{path}: trained with other {what.replace('_', ' ')} than the dataset's; "
-                               f"use another file, or delete it to train a new one")
+            raise MetricsError(f"{path}: trained with other {what.replace('_', ' ')} than the "
+                               f"dataset's; use another file, or delete it to train a new one")
     network = scoring_network(dataset.num_classes, content["channels"])
     oasis.restore(network, content["network"], path).requires_grad_(False)
     network.to(device, memory_format=torch.channels_last)
-    return Segmenter(network, dataset, description=f"U-Net trained {content['steps']} steps on real "
-                     f"{content['dataset']} train images (weights {network_hash(network)})")
+    return Segmenter(network, dataset, description=f"U-Net trained {content['steps']} steps on "
+                     f"real {content['dataset']} train images (weights {network_hash(network)})")
 
 
 def load_segmenter(path, dataset, device):
@@ -258,15 +259,15 @@ def network_hash(network):
     return digest.hexdigest()[:8]
 
 
-# ---- Your own segmenter ----------------------------------------------------------------------------
+# ---- Your own segmenter --------------------------------------------------------------------------
 
 
 def load_exported(path, dataset, device, size=None, label_map=None):
     """A network saved by torch.export.save -> Segmenter.
 
-    The program takes images (B, 3, h, w) in [−1, 1], B and, without `size`, h and w free, and returns
-    logits (B, K, h', w'); its own normalisation of the input belongs inside it. label_map: see
-    read_class_table; None: its classes are the dataset's. MetricsError.
+    The program takes images (B, 3, h, w) in [−1, 1], B and, without `size`, h and w free, and
+    returns logits (B, K, h', w'); its own normalisation of the input belongs inside it. label_map:
+    see read_class_table; None: its classes are the dataset's. MetricsError.
     """
     path = Path(path)
     if not path.is_file():
@@ -282,10 +283,10 @@ def load_exported(path, dataset, device, size=None, label_map=None):
     def network(images):
         try:
             return module(images)
-        except (AssertionError, RuntimeError) as e:    # AssertionError: a size was exported as fixed
+        except (AssertionError, RuntimeError) as e:    # the former: a size was exported as fixed
             raise MetricsError(f"{path}: refuses images of shape {tuple(images.shape)} "
-                               f"({str(e).splitlines()[0]}); export it with free sizes, or say which "
-                               f"size it takes") from e
+                               f"({str(e).splitlines()[0]}); export it with free sizes, or say "
+                               f"which size it takes") from e
 
     table = read_class_table(label_map, dataset) if label_map else None
     return Segmenter(network, dataset, table, size, f"{path.name} (file {file_hash(path)})"
@@ -293,7 +294,7 @@ def load_exported(path, dataset, device, size=None, label_map=None):
 
 
 def read_class_table(path, dataset):
-    """A text file, line k: the dataset's name or id of the network's class k, or "-" if it has none.
+    """A text file; line k: the dataset's name or id of the network's class k, "-" if it has none.
 
     Returns a list of ids, −1 for "-". MetricsError names the line.
     """

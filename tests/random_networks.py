@@ -1,4 +1,4 @@
-"""Random images, and the networks of FID and LPIPS with random weights: nothing is downloaded in tests."""
+"""Random images, and the networks of FID and LPIPS with random weights: tests download nothing."""
 
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def pytorch_fid_features(inception_file):
 
 @pytest.fixture(scope="module")
 def random_lpips(tmp_path_factory):
-    """The lpips package's network, random VGG16 but published linear weights; and ours from its tensors."""
+    """The lpips package's network, random VGG16, published linear weights; ours of its tensors."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         theirs = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()

@@ -9,13 +9,14 @@ import skimage.feature
 import skimage.transform
 import torch
 from pytorch_fid.fid_score import calculate_frechet_distance
-from random_networks import inception_file, pytorch_fid_features, random_images, random_lpips  # noqa: F401
+from random_networks import (  # noqa: F401 (fixtures)
+    inception_file, pytorch_fid_features, random_images, random_lpips)
 
 import data
 import distances
 import metrics
 
-# ---- Fréchet distance ------------------------------------------------------------------------------
+# ---- Fréchet distance ----------------------------------------------------------------------------
 
 
 def test_frechet_closed_forms():
@@ -59,7 +60,7 @@ def test_moments_add_up():
     torch.testing.assert_close(covariance, torch.cov(features.double().T), rtol=1e-8, atol=1e-8)
 
 
-# ---- Networks --------------------------------------------------------------------------------------
+# ---- Networks ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(64, 64), (299, 299), (200, 320)])
@@ -70,16 +71,17 @@ def test_inception_features_agree_with_pytorch_fid(inception_file, pytorch_fid_f
     assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
 
 
-# ---- Diversity, colour, texture --------------------------------------------------------------------
+# ---- Diversity, colour, texture ------------------------------------------------------------------
 
 
 def test_ms_ssim_agrees_with_pytorch_msssim():
-    """In float64, and in float32 up to the rounding of E[x²] − E[x]²."""
+    """Up to the rounding of E[x²] − E[x]²; theirs keeps its window in float32."""
     x = random_images(3, 176, 192)
     for y in ((x + x.flip(0)) / 2, metrics.quantise(x + 0.2 * random_images(3, 176, 192, 5)), x):
         theirs = pytorch_msssim.ms_ssim((x.double() + 1) / 2, (y.double() + 1) / 2, data_range=1,
                                         size_average=False)
-        torch.testing.assert_close(metrics.ms_ssim(x.double(), y.double()), theirs, rtol=1e-5, atol=0)
+        ours = metrics.ms_ssim(x.double(), y.double())
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=0)
         torch.testing.assert_close(metrics.ms_ssim(x, y).double(), theirs, rtol=1e-4, atol=0)
 
 

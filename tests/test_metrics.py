@@ -12,7 +12,8 @@ import torch.nn.functional as F
 import torchmetrics
 import torchvision
 from PIL import Image
-from random_networks import inception_file, pytorch_fid_features, random_images, random_lpips  # noqa: F401
+from random_networks import (  # noqa: F401 (fixtures)
+    inception_file, pytorch_fid_features, random_images, random_lpips)
 from torch import nn
 
 import data
@@ -32,7 +33,7 @@ def save_images(images, folder):
 
 
 def error_of(arguments, capsys):
-    """Run the script on a bad request: its one sentence. Exit code 2, nothing on standard output."""
+    """Run the script on a bad request: its sentence. Exit code 2, no standard output."""
     with pytest.raises(SystemExit) as stop:
         metrics.main([str(argument) for argument in arguments])
     out, err = capsys.readouterr()
@@ -50,7 +51,7 @@ def own_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
 
 
-# ---- FID of two folders ----------------------------------------------------------------------------
+# ---- FID of two folders --------------------------------------------------------------------------
 
 
 def test_fid_of_two_folders(inception_file, pytorch_fid_features, tmp_path, capsys, monkeypatch):
@@ -74,7 +75,7 @@ def test_fid_of_two_folders(inception_file, pytorch_fid_features, tmp_path, caps
     expected = (((x.mean(0) - y.mean(0)) ** 2).sum() + (a ** 2).sum() + (b ** 2).sum()
                 - 2 * np.linalg.norm(a @ b.T, "nuc"))
     assert scores["fid"]["value"] == pytest.approx(expected, rel=1e-4)
-    assert "fewer than 2048" in scores["fid"]["protocol"] and "8 images" in scores["fid"]["protocol"]
+    assert all(words in scores["fid"]["protocol"] for words in ("fewer than 2048", "8 images"))
     assert f"{scores['fid']['value']:.4f}" in capsys.readouterr().out
     # The real folder's statistics are kept; read back, they give the same value.
     kept, = (tmp_path / "torch_home" / "hub" / "oasis-statistics").iterdir()
@@ -110,7 +111,7 @@ def test_weights_that_are_wrong_or_missing(inception_file, tmp_path, capsys):
     assert not (tmp_path / "torch_home/hub/oasis-statistics").exists()
 
 
-# ---- mIoU and the segmenter ------------------------------------------------------------------------
+# ---- mIoU and the segmenter ----------------------------------------------------------------------
 
 
 def test_confusion_and_miou_agree_with_torchmetrics():
@@ -119,14 +120,14 @@ def test_confusion_and_miou_agree_with_torchmetrics():
     target[target == 4] = 5                                      # class 4 does not occur at all
     guess = torch.randint(0, 4, (3, 20, 20), generator=rng)
     prediction = torch.where(torch.rand(3, 20, 20, generator=rng) < 0.7, target, guess)
-    prediction[prediction == 0] = 1                              # nobody may answer with the ignored label
+    prediction[prediction == 0] = 1                              # nobody may answer "ignored"
     ours = metrics.confusion_matrix(prediction, target, 6, ignore_label=0)
     matrix = torchmetrics.classification.MulticlassConfusionMatrix(6, ignore_index=0)
     assert torch.equal(ours, matrix(prediction, target))
     jaccard = torchmetrics.classification.MulticlassJaccardIndex(6, ignore_index=0)
     accuracy = torchmetrics.classification.MulticlassAccuracy(6, average="micro", ignore_index=0)
     assert metrics.mean_iou(ours) == pytest.approx(jaccard(prediction, target).item(), rel=1e-6)
-    assert metrics.pixel_accuracy(ours) == pytest.approx(accuracy(prediction, target).item(), rel=1e-6)
+    assert metrics.pixel_accuracy(ours) == pytest.approx(accuracy(prediction, target).item())
     with pytest.raises(metrics.MetricsError, match="0 to 5"):
         metrics.confusion_matrix(prediction + 9, target, 6)
 
@@ -140,7 +141,8 @@ class Painted(torch.utils.data.Dataset):
 
     def __init__(self, count=8):
         rng = torch.Generator().manual_seed(0)
-        self.labels = torch.randint(0, 4, (count, 8, 8), generator=rng).kron(torch.ones(4, 4)).long()
+        cells = torch.randint(0, 4, (count, 8, 8), generator=rng)
+        self.labels = cells.kron(torch.ones(4, 4)).long()
         self.names = [str(i) for i in range(count)]
 
     def __len__(self):
@@ -151,7 +153,7 @@ class Painted(torch.utils.data.Dataset):
 
 
 class ByColour(nn.Module):
-    """The nearest colour, as logits. Its classes: c, a, b, and one that the dataset does not have."""
+    """The nearest colour, as logits. Its classes: c, a, b, and one the dataset does not have."""
 
     def __init__(self):
         super().__init__()
@@ -163,7 +165,8 @@ class ByColour(nn.Module):
 
 def export(network, path):
     dims = {0: torch.export.Dim("batch", max=1024)}
-    program = torch.export.export(network.eval(), (torch.zeros(2, 3, *SIZE),), dynamic_shapes=(dims,))
+    example = (torch.zeros(2, 3, *SIZE),)
+    program = torch.export.export(network.eval(), example, dynamic_shapes=(dims,))
     torch.export.save(program, path)
     return path
 
@@ -208,7 +211,8 @@ def test_a_published_architecture_can_be_exported(tmp_path):
     with torch.random.fork_rng():
         network = torchvision.models.segmentation.lraspp_mobilenet_v3_large(
             weights=None, weights_backbone=None, num_classes=4)
-    path = export(Exportable(network, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), tmp_path / "n.pt2")
+    wrapped = Exportable(network, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    path = export(wrapped, tmp_path / "network.pt2")
     own = segmenter.load_exported(path, Painted(), "cpu", size=SIZE)
     images = random_images(3, 48, 64)
     predicted = own(images, (48, 64))
@@ -245,10 +249,10 @@ FAULTS = {      # what is done to real images -> the scores that must notice
 
 
 def test_scores_move_the_right_way(toy_scorer):
-    """Every fault worsens what should notice it; shuffling labels leaves the set, and its scores, alone."""
+    """Every fault worsens what should notice it; shuffled labels leave the set's scores alone."""
     def scores(fault):
         return toy_scorer.compare((half, fault(images), labels)
-                                  for half, _, images, labels in toy_scorer.batches("test"))
+                                  for half, images, labels, _ in toy_scorer.batches("test"))
     table = {"none": scores(lambda x: x), **{name: scores(f) for name, (f, _) in FAULTS.items()}}
     print("", *(f"{name:16s}" + "".join(f"{s} {row[s]:8.4f}   " for s in SET_SCORES)
                 for name, row in table.items()), sep="\n")
@@ -281,21 +285,21 @@ class Painter(nn.Module):
 
 
 def test_diversity(toy_scorer, random_lpips):
-    """A generator deaf to noise: MS-SSIM 1, LPIPS 0. The more the noise does, the further from that."""
+    """A generator deaf to noise: MS-SSIM 1, LPIPS 0. The more noise does, the further from that."""
     scores = []
     for tint in (0, 0.05, 0.2):
         scorer = metrics.Scorer(toy_scorer.dataset, None, "cpu", ["ms_ssim"], num_images=4)
         scorer.metrics.append("lpips")
         scorer.networks["lpips"] = random_lpips[1]
         scores.append(scorer(Painter(toy_scorer.dataset, tint)))
-    assert scores[0]["ms_ssim"] == pytest.approx(1) and scores[0]["lpips"] == pytest.approx(0, abs=1e-9)
+    assert scores[0] == pytest.approx({"ms_ssim": 1, "lpips": 0}, abs=1e-6)
     assert scores[0]["ms_ssim"] > scores[1]["ms_ssim"] > scores[2]["ms_ssim"] > 0
     assert scores[0]["lpips"] < scores[1]["lpips"] < scores[2]["lpips"]
     assert "20 samples" in scorer.protocol["lpips"] and "2 scales" in scorer.protocol["ms_ssim"]
 
 
 def test_scoring_leaves_no_trace(toy_scorer):
-    """Same scores again, in other batches, in training mode; networks and random numbers untouched."""
+    """Same scores again, in other batches, in training mode; networks, random numbers untouched."""
     dataset = toy_scorer.dataset
     G, D = tiny_networks()
     before = [{k: v.clone() for k, v in network.state_dict().items()} for network in (G, D)]
@@ -310,14 +314,14 @@ def test_scoring_leaves_no_trace(toy_scorer):
 
 
 def segmenter_file(scorer):
-    """The segmenter.pt of the toy scorer's run folder: it was kept, and gives the same network back."""
+    """The segmenter.pt of the toy scorer's run folder: it gives the same network back."""
     path = scorer.run_dir / "segmenter.pt"
     assert segmenter.load_segmenter(path, scorer.dataset, "cpu").description == \
         scorer.segmenter.description
     return path
 
 
-# ---- The script on a run ---------------------------------------------------------------------------
+# ---- The script on a run -------------------------------------------------------------------------
 
 
 def tiny_networks():
@@ -343,9 +347,10 @@ def checkpoint_file(tmp_path_factory):
 
 
 def test_two_processes_score_like_one(checkpoint_file, tmp_path):
-    """torchrun, gloo: the same JSON to 1e-6. The first run trains the segmenter, the others find it."""
-    arguments = [str(ROOT / "metrics.py"), "--checkpoint", str(checkpoint_file), "--num-images", "10",
-                 "--batch-size", "4", "--segmenter-steps", "2", "--device", "cpu", "--metrics",
+    """torchrun, gloo: the same JSON to 1e-6. The first run trains the segmenter."""
+    arguments = [str(ROOT / "metrics.py"), "--checkpoint", str(checkpoint_file),
+                 "--num-images", "10", "--batch-size", "4", "--segmenter-steps", "2", "--device", "cpu",
+                 "--metrics",
                  "miou,accuracy,fd_segmenter,colour,texture,ms_ssim,d_miou", "--json"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     results = []
@@ -363,7 +368,7 @@ def test_bad_requests_for_a_run(checkpoint_file, tmp_path, capsys):
     notes.write_text("sky\nwhale\n")
     cut = tmp_path / "cut.pt"
     cut.write_bytes(checkpoint_file.read_bytes()[:999])
-    torch.save({"format": "oasis-segmenter-1", "class_names": ["x"], "size": [1, 1]}, tmp_path / "s.pt")
+    torch.save({"format": "oasis-segmenter-1", "class_names": ["x"]}, tmp_path / "s.pt")
     exported = export(ByColour(), tmp_path / "by_colour.pt2")
     for arguments, words in [
             (["--checkpoint", cut], "cut.pt: not a checkpoint"),
@@ -374,7 +379,7 @@ def test_bad_requests_for_a_run(checkpoint_file, tmp_path, capsys):
             ([*ask, "--segmenter", tmp_path / "s.pt"], "other class names"),
             ([*ask, "--label-map", notes], "belong to a --segmenter FILE.pt2"),
             ([*ask, "--segmenter", tmp_path / "no.pt2"], "no.pt2: there is no such file"),
-            ([*ask, "--segmenter", exported, "--metrics", "fd_segmenter"], "fd_segmenter is measured"),
+            ([*ask, "--segmenter", exported, "--metrics", "fd_segmenter"], "fd_segmenter is"),
             ([*ask, "--segmenter", exported], "(B, 10, H, W) is needed"),
             ([*ask, "--segmenter", exported, "--label-map", notes], "line 2: 'whale' is neither")]:
         assert words in error_of([*arguments, "--json", tmp_path / "s.json"], capsys)
@@ -395,7 +400,7 @@ def test_bad_folders(tmp_path, capsys):
             (tmp_path / "empty", "empty: holds no images"),
             (fewer, "distances depend on the number, so choose one for both: --num-images 4"),
             (single, "--num-images 1"), (mixed, "002.png: is 16×20, 000.png is 16×16"),
-            (broken, "003.png: is broken")]:
+            (broken, "003.png: cannot be read")]:
         message = error_of(["--real", folder, "--fake", good, "--metrics", "colour", "--json",
                             tmp_path / "s.json", "--device", "cpu"], capsys)
         assert words in message
@@ -403,6 +408,6 @@ def test_bad_folders(tmp_path, capsys):
     assert "1 image" in error_of([*ask, "colour"], capsys)
     assert "miou needs a --checkpoint" in error_of([*ask, "miou"], capsys)
     assert not (tmp_path / "s.json").exists()
-    metrics.main([str(a) for a in ("--real", good, "--fake", fewer, "--num-images", 4, "--device", "cpu",
-                                   "--metrics", "colour,texture")])
+    metrics.main([str(a) for a in ("--real", good, "--fake", fewer, "--num-images", 4, "--device",
+                                   "cpu", "--metrics", "colour,texture")])
     assert "4 images" in capsys.readouterr().out
