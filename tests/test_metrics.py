@@ -350,8 +350,7 @@ def test_two_processes_score_like_one(checkpoint_file, tmp_path):
     """torchrun, gloo: the same JSON to 1e-6. The first run trains the segmenter."""
     arguments = [str(ROOT / "metrics.py"), "--checkpoint", str(checkpoint_file),
                  "--num-images", "10", "--batch-size", "4", "--segmenter-steps", "2", "--device", "cpu",
-                 "--metrics",
-                 "miou,accuracy,fd_segmenter,colour,texture,ms_ssim,d_miou", "--json"]
+                 "--metrics", "miou,accuracy,fd_segmenter,colour,texture,ms_ssim,d_miou", "--json"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     results = []
     for name, launcher in (("two", torchrun), ("one", [sys.executable])):
