@@ -223,10 +223,10 @@ def test_a_published_architecture_can_be_exported(tmp_path):
 def toy_scorer(tmp_path_factory):
     """A Scorer on small toy scenes, with a segmenter that has learned something."""
     train, val = (data.open_dataset("toy", split, SIZE, num_images=count)
-                  for split, count in (("train", 600), ("val", 96)))
+                  for split, count in (("train", 320), ("val", 96)))
     state = torch.get_rng_state()
     scorer = metrics.Scorer(val, train, "cpu", SET_SCORES, run_dir=tmp_path_factory.mktemp("run"),
-                            segmenter_steps=250)
+                            segmenter_steps=200)
     assert torch.equal(torch.get_rng_state(), state)             # training draws nothing global
     return scorer
 
