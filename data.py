@@ -322,10 +322,9 @@ class BatchSampler(torch.utils.data.Sampler):
             epoch, step = epoch + 1, 0
 
 
-def ignore_signals(_):
-    """Ctrl-C and SIGTERM reach workers, too; the main process needs them to finish its step."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def ignore_interrupt(_):
+    """Ctrl-C reaches workers, too, but the main process needs them to finish its step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def make_loader(dataset, sampler, workers):
@@ -335,7 +334,7 @@ def make_loader(dataset, sampler, workers):
     """
     return torch.utils.data.DataLoader(
         dataset, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(), worker_init_fn=ignore_signals,
+        pin_memory=torch.cuda.is_available(), worker_init_fn=ignore_interrupt,
         generator=torch.Generator())         # else the loader draws from the global generator
 
 

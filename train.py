@@ -538,6 +538,12 @@ def main(argv=None):
               f"{s.height}×{s.width}; choose a smaller batch, size or --channels, or "
               f"--precision bf16", file=sys.stderr)
         sys.exit(1)
+    except RuntimeError as e:
+        if "DataLoader worker" not in str(e):
+            raise
+        print(f"train.py: a process that loads images was ended from outside; the last checkpoint "
+              f"is whole, go on by: python train.py --run-dir {s.run_dir} --resume", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("train.py: stopped before the first step", file=sys.stderr)
         sys.exit(1)
