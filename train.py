@@ -545,7 +545,8 @@ def main(argv=None):
               f"is whole, go on by: python train.py --run-dir {s.run_dir} --resume", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("train.py: stopped before the first step", file=sys.stderr)
+        print("train.py: interrupted at once; the last checkpoint, if there is one, is whole",
+              file=sys.stderr)
         sys.exit(1)
     finally:
         if dist.is_initialized():
