@@ -358,8 +358,9 @@ def read_tensors(path):
         raise CheckpointError(f"{path}: no such checkpoint file")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError,
-            zipfile.BadZipFile) as e:
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile,
+            KeyError, IndexError, AttributeError, TypeError, ValueError) as e:
+        # The last five come from PyTorch's reader when it takes other bytes for a pickle.
         raise CheckpointError(f"{path}: not a checkpoint, or one that was cut off "
                               f"({path.stat().st_size:,} bytes); use another file") from e
 
