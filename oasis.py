@@ -20,6 +20,7 @@ Conventions, used by all files of this project:
 Reading order: noise → SPADE → generator → discriminator → checkpoints.
 """
 
+import ctypes
 import pickle
 import zipfile
 from pathlib import Path
@@ -31,6 +32,21 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 LEAK = 0.2        # slope of every leaky ReLU, in both networks
 INIT_GAIN = 0.02  # gain of the Xavier-normal initial weights
+
+
+def keep_freed_memory():
+    """Ask Linux's C library to keep freed memory for the next tensor; elsewhere it does nothing.
+
+    By default it hands every large block back to the system at once, and gets the next one page by
+    page, zeroed. On a CPU that costs a training step a fifth of its time.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:                     # not Linux with glibc
+        return
+    M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4           # their numbers in malloc.h
+    libc.mallopt(M_MMAP_MAX, 0)                     # no block comes from the system on its own …
+    libc.mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)     # … and none goes back
 
 
 class CheckpointError(ValueError):
@@ -137,8 +153,8 @@ class SPADE(nn.Module):
             nn.init.xavier_normal_(half, INIT_GAIN)
 
     def forward(self, x, condition):
-        """x: (B, features, h, w); condition: noise and one-hot labels, (B, 64+N, h, w)."""
-        hidden = F.relu(self.shared(condition))                  # (B, hidden, h, w)
+        """x: (B, features, h, w); condition: noise and labels at that size (condition_pyramid)."""
+        hidden = F.relu(convolve(self.shared, condition))        # (B, hidden, h, w)
         gamma, beta = self.gamma_beta(hidden).chunk(2, dim=1)    # (B, features, h, w) each
         return torch.addcmul(beta, self.norm(x), 1 + gamma)      # norm(x) · (1 + γ) + β
 
@@ -162,11 +178,53 @@ class GeneratorBlock(nn.Module):
             self.conv_s = convolution(in_channels, out_channels, 1, spectral=True, bias=False)
 
     def forward(self, x, condition):
-        """(B, in, h, w) and (B, 64+N, h, w) -> (B, out, h, w)"""
+        """x (B, in, h, w) and the condition at that size -> (B, out, h, w)"""
         shortcut = self.conv_s(self.norm_s(x, condition)) if self.learned_shortcut else x
         x = self.conv_0(F.leaky_relu(self.norm_0(x, condition), LEAK))
         x = self.conv_1(F.leaky_relu(self.norm_1(x, condition), LEAK))
         return shortcut + x
+
+
+# ---- A faster convolution of labels and noise --------------------------------------------------
+#
+# A 3×3 convolution of a one-hot map multiplies mostly by zero: of the N products at each of the
+# nine taps one counts. The result is a sum of nine rows of the weight, which a table can look up.
+# Where all pixels of an image share one noise vector its part is the same at each pixel and goes
+# into the table, too. On two CPU cores this makes a third of G's arithmetic nearly free.
+
+
+class LookUp:
+    """The condition in short form: which nine table rows each output pixel adds up.
+
+    labels (B, h, w) int64, noise (B, C), one vector per image. Stands for the (B, C+N, h, w) tensor
+    of Generator.condition_pyramid wherever that would enter a 3×3 convolution.
+    """
+
+    def __init__(self, labels, noise, num_classes):
+        self.size, self.noise, self.num_classes = labels.shape, noise, num_classes
+        batch, height, width = labels.shape
+        # Row (image, tap, class); class N, all zeros, is the zero padding around the image.
+        padded = F.pad(labels, (1, 1, 1, 1), value=num_classes).int()
+        first_row = torch.arange(batch, dtype=torch.int32)[:, None, None] * 9
+        self.rows = torch.stack([
+            (first_row + 3 * i + j) * (num_classes + 1) + padded[:, i:i + height, j:j + width]
+            for i in range(3) for j in range(3)], dim=-1).view(-1, 9)              # (B·h·w, 9)
+
+    def convolve(self, weight, bias):
+        """conv2d of what this stands for: weight (out, C+N, 3, 3), bias (out,) -> (B, out, h, w)"""
+        of_noise, of_labels = weight.flatten(2).permute(2, 1, 0).split(
+            [self.noise.shape[1], self.num_classes], dim=1)              # (9, C or N, out)
+        table = of_labels + torch.einsum("bc,tco->bto", self.noise, of_noise)[:, :, None]
+        table = F.pad(table, (0, 0, 0, 1)).flatten(0, 2)                 # (B·9·(N+1), out)
+        out = F.embedding_bag(self.rows, table, mode="sum") + bias       # (B·h·w, out)
+        return out.view(*self.size, -1).permute(0, 3, 1, 2)              # channels-last as it is
+
+
+def convolve(layer, condition):
+    """layer(condition), for the condition in either form."""
+    if isinstance(condition, LookUp):
+        return condition.convolve(layer.weight, layer.bias)
+    return layer(condition)
 
 
 # ---- Generator G -------------------------------------------------------------------------------
@@ -209,7 +267,7 @@ class Generator(nn.Module):
         H and W must be multiples of `size_multiple`; anything else is a ValueError.
         """
         pyramid = self.condition_pyramid(labels, noise)         # (B, C+N, h, w), coarse to fine
-        x = self.first(pyramid[0])                              # (B, 16c, H/32, W/32)
+        x = convolve(self.first, pyramid[0])                    # (B, 16c, H/32, W/32)
         for i, (block, condition) in enumerate(zip(self.blocks, pyramid)):
             if i > 0:
                 x = F.interpolate(x, scale_factor=2, mode="nearest")
@@ -220,16 +278,18 @@ class Generator(nn.Module):
         """Noise and one-hot labels, concatenated, at the size of every block (coarsest first).
 
         Nearest-neighbour shrinking by 2^k just keeps every 2^k-th pixel. All SPADE layers of a
-        block share one tensor, made once.
+        block share one tensor, or on a CPU its short form, made once.
         """
         self.check_input(labels, noise)
         batch, height, width = labels.shape
+        strides = [2 ** k for k in reversed(range(self.num_blocks))]
+        if labels.device.type == "cpu" and noise.ndim == 2:
+            return [LookUp(labels[:, ::s, ::s], noise, self.num_classes) for s in strides]
         condition = torch.empty(
             (batch, self.noise_dim + self.num_classes, height, width), device=labels.device,
             dtype=self.first.weight.dtype, memory_format=torch.channels_last).zero_()
         condition[:, :self.noise_dim] = replicate_noise(noise, height, width)
         condition[:, self.noise_dim:].scatter_(1, labels[:, None], 1)
-        strides = [2 ** k for k in reversed(range(self.num_blocks))]
         return [condition[:, :, ::s, ::s].contiguous(memory_format=torch.channels_last)
                 for s in strides]
 

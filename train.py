@@ -184,9 +184,9 @@ class State:
         oasis.scale_weights(self.G, s.init_gain_g / oasis.INIT_GAIN)
         oasis.scale_weights(self.D, s.init_gain_d / oasis.INIT_GAIN)
         self.ema = copy.deepcopy(self.G).requires_grad_(False)
-        betas, fused = (s.beta1, s.beta2), device.type == "cuda"
-        self.optimizer_G = torch.optim.Adam(self.G.parameters(), s.lr_g, betas, fused=fused)
-        self.optimizer_D = torch.optim.Adam(self.D.parameters(), s.lr_d, betas, fused=fused)
+        betas = (s.beta1, s.beta2)
+        self.optimizer_G = torch.optim.Adam(self.G.parameters(), s.lr_g, betas, fused=True)
+        self.optimizer_D = torch.optim.Adam(self.D.parameters(), s.lr_d, betas, fused=True)
         self.step, self.seconds, self.best = 0, 0.0, {}
         # The losses of the steps since the last multiple of log_every, one row per step.
         self.recent, self.recent_from = torch.zeros(s.log_every, len(TERMS), device=device), 0
