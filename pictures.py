@@ -59,6 +59,8 @@ def local_noise(outside, inside, region):
     """A noise tensor that differs per pixel: `inside` where region is true, `outside` elsewhere.
 
     outside: (C,). inside: (K, C), one vector per picture. region: bool (H, W). -> (K, C, H, W).
+    To see a change to the last bit, draw the old picture from such a tensor, too (inside=outside):
+    G adds up a vector's and a tensor's products in another order (see oasis.LookUp).
     """
     region = torch.as_tensor(region)
     return torch.where(region, inside[:, :, None, None], outside[:, None, None])
