@@ -24,6 +24,7 @@ from scipy.ndimage import distance_transform_edt
 import data
 import layouts
 import oasis
+import spade
 from oasis import noise_from_seeds  # noqa: F401  (to be imported from here, beside the rest)
 
 BANDS = (1, 9, 17, 33, 65)    # distances in pixels at which a local change is measured
@@ -220,15 +221,14 @@ def load_model(path, preset=None, device="cpu", data_root=None):
         raise SampleError(f"{path}: a released file does not say which classes it draws; name its "
                           f"dataset by --preset {' | '.join(NUM_CLASSES)}")
     checkpoint = oasis.load_checkpoint(path)
-    if checkpoint["model"] != "oasis":
-        raise oasis.CheckpointError(f"{path}: holds a {checkpoint['model']} model, not OASIS")
     known, config = checkpoint["dataset"], checkpoint["config"]
     return place(Model(
-        oasis.generator_from(checkpoint),
-        oasis.discriminator_from(checkpoint) if "discriminator" in checkpoint else None,
+        spade.generator_from(checkpoint),
+        oasis.discriminator_from(checkpoint)    # SPADE's cannot read a label map off a photo
+        if checkpoint["model"] == "oasis" and "discriminator" in checkpoint else None,
         known["preset"], known["class_names"], np.array(known["palette"], np.uint8),
         tuple(known["size"]), f"{path.stem}_step{checkpoint['step']:06d}",
-        config["data_root"], config["seed"]), device)
+        config["data_root"], config.get("data_seed", config["seed"])), device)
 
 
 def load_released(path, preset, data_root=None):
