@@ -125,7 +125,7 @@ class Edit:
             scene.truth, scene.labels = scene.labels, scene.predicted
         scene.labels = replace_classes(scene.labels, self.replace)
         check_size(scene.source.get("label_map", scene.name), scene.labels.shape,
-                   model.generator.size_multiple)
+                   model.generator)
         return scene
 
     def region(self, scene):
@@ -173,14 +173,29 @@ def read_edit(args, model):
     if edit.recreate and args.labels:
         raise SampleError("--labels and --recreate (or --segment) exclude each other: the label "
                           "map is either given or read off a photo")
-    if edit.recreate and model.discriminator is None:
-        raise SampleError("--recreate and --segment need the discriminator, which reads the label "
-                          "map off the photo: use a run's checkpoint, or put the released *_D.pth "
-                          "beside the generator's file")
+    check_abilities(edit, model)
     if edit.frames and args.num:
         raise SampleError("--num and --interpolate exclude each other: a walk has --interpolate K "
                           "pictures")
     return edit
+
+
+def check_abilities(edit, model):
+    """SampleError for what this model cannot do: SPADE's discriminator reads no label maps, ..."""
+    if edit.recreate and model.kind != "oasis":
+        raise SampleError(f"--recreate and --segment need OASIS's discriminator, which reads the "
+                          f"label map off the photo; that of {model.kind} only says real or fake")
+    if edit.recreate and model.discriminator is None:
+        raise SampleError("--recreate and --segment need the discriminator, which reads the label "
+                          "map off the photo: use a run's checkpoint, or put the released *_D.pth "
+                          "beside the generator's file")
+    if edit.local and hasattr(model.generator, "image_size"):
+        raise SampleError("this generator was trained with an image encoder, whose latent vector "
+                          "holds for the whole picture; re-sampling a region needs 3D noise "
+                          "(train.py --multimodal noise)")
+    if (edit.local or edit.frames) and not model.generator.noise_dim:
+        raise SampleError("this generator was trained without noise and knows one picture of each "
+                          "label map; other ones need train.py --multimodal noise")
 
 
 # ---- The plan: one recipe per picture ------------------------------------------------------------
@@ -388,7 +403,7 @@ def run(args):
     checkpoint = Path(args.checkpoint) if args.checkpoint else newest_checkpoint()
     model = load_model(checkpoint, args.preset, device, args.data_root)
     if args.size:
-        check_size("--size", args.size, model.generator.size_multiple)
+        check_size("--size", args.size, model.generator)
     edit, readers = read_edit(args, model), find_scenes(args, model)
     changes, places = edit.words(model.class_names)
     kind = changes + places + [f"walk{edit.frames}"] * bool(edit.frames)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import metrics
 import oasis
+from models import generator_blocks
 
 
 class SettingsError(ValueError):
@@ -163,11 +164,6 @@ def metric_names(s):
     return [] if s.metrics == "none" else s.metrics.split(",")
 
 
-def generator_blocks(s):
-    """SPADE's generator has one block more than OASIS's of the same widths (Sec. 2)."""
-    return s.num_blocks + (s.model != "oasis")
-
-
 def check_model(s):
     """Refuse combinations of settings that no model has; SettingsError."""
     is_oasis = s.model == "oasis"
@@ -186,7 +182,7 @@ def check_model(s):
              f"d_miou scores OASIS's discriminator as a segmenter; {s.model}'s only says real or "
              f"fake"),
             ("lambda_vgg", s.lambda_vgg > 0 and min(s.height, s.width) < 16,
-             f"VGG19 halves the picture four times, and {s.height}×{s.width} is too small for that"),
+             f"VGG19 halves the picture four times, {s.height}×{s.width} is too small for that"),
             ("vgg_weights", s.vgg_weights and not s.lambda_vgg,
              "the file is of no use without --lambda-vgg, say 10")):
         if wrong:
@@ -205,7 +201,7 @@ def check_settings(s, world_size):
     require("epochs steps workers noise_dim score_images segmenter_steps seed data_seed",
             lambda v: v >= 0, "must not be negative")
     require("lambda_labelmix lambda_vgg lambda_features lambda_kl", lambda v: 0 <= v < math.inf,
-            "must be a finite number, not negative")
+            "must not be negative, nor infinite")
     require("ema_decay beta1 beta2", lambda v: 0 <= v < 1, "must lie in [0, 1)")
     require("lr_g lr_d init_gain_g init_gain_d", lambda v: 0 <= v < math.inf,
             "must be a finite number from 0 on")
@@ -216,7 +212,8 @@ def check_settings(s, world_size):
         if size % multiple:
             nearest = " or ".join(str(n) for n in (below, below + multiple) if n)
             raise SettingsError(f"--{name} {size}: must be a multiple of {multiple}, as the "
-                                f"generator halves it {generator_blocks(s) - 1} times; nearest: {nearest}")
+                                f"generator halves it {generator_blocks(s) - 1} times; nearest: "
+                                f"{nearest}")
     if s.batch_size * s.height * s.width == world_size * multiple ** 2:
         raise SettingsError(f"--batch-size {s.batch_size}: at {s.height}×{s.width} the first block "
                             f"would see one pixel in all, of which batch norm can take no "

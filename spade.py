@@ -17,7 +17,7 @@ with a moving average of G (Sec. 3).
 Conventions are those of oasis.py. Here D(x, t) is a list with, for each of two scales, the list of
 the features of every layer; the last of them are the patch logits (B, 1, h, w), > 0 for real.
 
-Reading order: generator → encoder → discriminator → losses → one training step → checkpoints.
+Reading order: generator → encoder → discriminator → losses → one training step.
 """
 
 import contextlib
@@ -166,8 +166,8 @@ class PatchGAN(nn.Module):
         """(B, 3+N, H, W) -> features of all layers, and the patch logits (B, 1, ~H/8, ~W/8)"""
         features = []
         for i, layer in enumerate(self.layers):
-            x = layer(x)                                               # (B, 512, ~H/8, ~W/8) at last
-            x = F.leaky_relu(F.instance_norm(x) if i > 0 else x, LEAK)
+            x = layer(x)
+            x = F.leaky_relu(F.instance_norm(x) if i > 0 else x, LEAK)  # … (B, 512, ~H/8, ~W/8)
             features.append(x)
         return [*features, self.last(x)]
 
@@ -294,22 +294,6 @@ def training_step(G, D, D_frozen, optimizer_G, optimizer_D, real, labels, noise,
     return {name: term.detach() for name, term in terms.items()}
 
 
-# ---- Checkpoints -------------------------------------------------------------------------------
-
-MODELS = ("oasis", "spade", "spade+")
-
-
-def generator_from(checkpoint):
-    """The averaged generator of a run of any of the MODELS, in eval mode. oasis.CheckpointError."""
-    if checkpoint["model"] not in MODELS:
-        raise oasis.CheckpointError(f"checkpoint: holds a {checkpoint['model']} model; there are "
-                                    f"{', '.join(MODELS)}")
-    if "image_size" in checkpoint["generator_args"]:
-        return oasis.restore(EncoderGenerator(**checkpoint["generator_args"]), checkpoint["ema"],
-                             "checkpoint")
-    return oasis.generator_from(checkpoint)         # SPADE's others differ in numbers only
-
-
 # ---- python spade.py ---------------------------------------------------------------------------
 
 
@@ -333,8 +317,8 @@ def main():
                 ("SPADE+ with encoder", EncoderGenerator(151, (256, 256)), Discriminator(151))):
             print(f"  {name:28s} {count(G):13,}  {count(D):13,}  {count(G) + count(D):11,}")
         first = count(Generator(151).blocks[0])
-    print(f"Table 1: 94M for OASIS, 102M for SPADE. The block that OASIS removes: {first:,} (Sec. 2: "
-          f"24M).")
+    print(f"Table 1: 94M for OASIS, 102M for SPADE. The block that OASIS removes: {first:,} "
+          f"(Sec. 2: 24M).")
 
 
 if __name__ == "__main__":

@@ -37,10 +37,11 @@ from tqdm import tqdm
 import data
 import losses
 import metrics
+import models
 import oasis
 import spade
-from settings import (SettingsError, check_settings, generator_blocks, metric_names,
-                      parse_arguments, settings_of_resumed_run)
+from settings import (SettingsError, check_settings, metric_names, parse_arguments,
+                      settings_of_resumed_run)
 
 matplotlib.use("Agg")       # curves.png is drawn without a display
 import matplotlib.pyplot as plt  # noqa: E402  (the line above must come first)
@@ -134,14 +135,6 @@ def training_step(G, D, D_frozen, optimizer_G, optimizer_D, real, labels, noise,
     return {name: term.detach() for name, term in terms.items()}
 
 
-def term_names(s):
-    """The loss terms of a run, before their weights λ: the columns of log.csv."""
-    of_model = {"loss_labelmix": s.model == "oasis" and s.lambda_labelmix > 0,
-                "loss_features": s.model != "oasis" and s.lambda_features > 0,
-                "loss_kl": s.multimodal == "encoder", "loss_vgg": s.lambda_vgg > 0}
-    return ["loss_G", "loss_D_real", "loss_D_fake", *(name for name, used in of_model.items() if used)]
-
-
 def update(s, state, G, D, real, labels, noise, mask, weights, perceptual, precision):
     """The training step of the model that is trained. G, D: the state's, wrapped for DDP."""
     players = G, D, state.D, state.optimizer_G, state.optimizer_D
@@ -151,17 +144,6 @@ def update(s, state, G, D, real, labels, noise, mask, weights, perceptual, preci
     return spade.training_step(*players, real, labels, noise, s.lambda_features,
                                s.lambda_kl if s.multimodal == "encoder" else None,
                                perceptual, s.lambda_vgg, precision)
-
-
-def perceptual_loss(s, device):
-    """The perceptual loss with its VGG19, None without. SettingsError where the weights are not."""
-    if not s.lambda_vgg:
-        return None
-    try:
-        return losses.PerceptualLoss(s.vgg_weights or None).to(device)
-    except metrics.MetricsError as e:
-        raise SettingsError(f"--lambda-vgg {s.lambda_vgg}: {e}; or name a file by --vgg-weights, "
-                            f"or do without by --lambda-vgg 0") from e
 
 
 # ---- The moving average of G -------------------------------------------------------------------
@@ -207,19 +189,6 @@ def refresh_ema(ema, G, label_batches, seed):
 # ---- State, checkpoints ------------------------------------------------------------------------
 
 
-def make_networks(s, num_classes):
-    """Generator and discriminator of the model that the settings name, untrained."""
-    if s.model == "oasis":
-        return (oasis.Generator(num_classes, s.noise_dim, s.channels, s.num_blocks, s.spade_hidden),
-                oasis.Discriminator(num_classes, s.d_channels))
-    shape = s.noise_dim, s.channels, generator_blocks(s), s.spade_hidden
-    if s.multimodal == "encoder":
-        G = spade.EncoderGenerator(num_classes, (s.height, s.width), *shape)
-    else:
-        G = spade.Generator(num_classes, *shape)
-    return G, spade.Discriminator(num_classes, s.patch_channels)
-
-
 class State:
     """What changes while training: two networks, the average, two optimizers, counters."""
 
@@ -228,7 +197,7 @@ class State:
             return network.to(device, memory_format=torch.channels_last)
 
         torch.manual_seed(s.seed)               # for the initial weights, and nothing else
-        self.G, self.D = (place(network) for network in make_networks(s, num_classes))
+        self.G, self.D = (place(network) for network in models.make_networks(s, num_classes))
         oasis.scale_weights(self.G, s.init_gain_g / oasis.INIT_GAIN)
         oasis.scale_weights(self.D, s.init_gain_d / oasis.INIT_GAIN)
         self.ema = copy.deepcopy(self.G).requires_grad_(False)
@@ -237,7 +206,7 @@ class State:
         self.optimizer_D = torch.optim.Adam(self.D.parameters(), s.lr_d, betas, fused=fused)
         self.step, self.seconds, self.best = 0, 0.0, {}
         # The losses of the steps since the last multiple of log_every, one row per step.
-        self.terms = term_names(s)
+        self.terms = models.term_names(s)
         self.recent, self.recent_from = torch.zeros(s.log_every, len(self.terms), device=device), 0
 
     def checkpoint(self, s, dataset):
@@ -470,7 +439,8 @@ def train(s, checkpoint=None):
     rank, world_size, device = start_processes()
     check_settings(s, world_size)
     train_set, val_set = open_data(s)
-    state, perceptual = State(s, train_set.num_classes, device), perceptual_loss(s, device)
+    state = State(s, train_set.num_classes, device)
+    perceptual = models.perceptual_loss(s, device)
     if checkpoint is not None:
         if list(train_set.class_names) != checkpoint["dataset"]["class_names"]:
             raise SettingsError(f"{s.run_dir} was trained on other classes than {s.data_root} has "
