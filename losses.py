@@ -52,14 +52,6 @@ def class_weights(labels, num_classes, ignore_label=None):
     return present * ids.numel() / (present.sum() * counts).clamp(min=1)     # 0 for the absent
 
 
-def equal_weights(labels, num_classes, ignore_label=None):
-    """The ablation of class balance: 1 for every class, 0 for `ignore_label`; (num_classes,)."""
-    weights = torch.ones(num_classes, device=labels.device)
-    if ignore_label is not None:
-        weights[ignore_label] = 0
-    return weights
-
-
 # ---- The (N+1)-class cross-entropy -------------------------------------------------------------
 
 

@@ -138,6 +138,8 @@ def training_step(G, D, D_frozen, optimizer_G, optimizer_D, real, labels, noise,
 def update(s, state, G, D, real, labels, noise, mask, weights, perceptual, precision):
     """The training step of the model that is trained. G, D: the state's, wrapped for DDP."""
     players = G, D, state.D, state.optimizer_G, state.optimizer_D
+    if s.no_class_balance:
+        weights = (weights > 0).float()     # 1 for the classes that are there, 0 for "unknown"
     if s.model == "oasis":
         return training_step(*players, real, labels, noise, mask, weights, s.lambda_labelmix,
                              perceptual, s.lambda_vgg, precision)
@@ -340,7 +342,8 @@ def save_curves(run_dir):
     for term in dict.fromkeys(n for row in log for n in row if n.startswith("loss_")):
         points = [(r["step"], r[term]) for r in log if term in r]
         axes[0, 0].plot(*zip(*points), label=term)
-    axes[0, 0].legend()
+    if log:
+        axes[0, 0].legend()
     for axis, name in zip(axes[0, 1:], names):
         for column, style in ((name, "o-"), (f"{name}_real", "--")):
             points = [(r["step"], r[column]) for r in scores if column in r]
@@ -428,10 +431,9 @@ def draw(s, step, labels, train_set, rank, world_size):
     """
     z = torch.randn(s.batch_size, s.noise_dim, generator=random_stream(s.seed, "noise", step))
     coins = random_stream(s.seed, f"coins of {rank}/{world_size}", step)
-    balance = losses.equal_weights if s.no_class_balance else losses.class_weights
     return (z[rank::world_size].to(labels.device, non_blocking=True),
             losses.labelmix_mask(labels, train_set.num_classes, coins),
-            balance(labels, train_set.num_classes, train_set.ignore_label))
+            losses.class_weights(labels, train_set.num_classes, train_set.ignore_label))
 
 
 def train(s, checkpoint=None):

@@ -189,6 +189,18 @@ def test_the_update_of_g_leaves_no_gradient_in_d_and_d_unfrozen():
     assert any(g.abs().max() > 0 for g in gradients)
 
 
+def test_without_class_balance_every_labelled_pixel_weighs_the_same():
+    s, state = tiny_state(no_class_balance=True, lambda_labelmix=0.0, lr_d=0.0)
+    real, labels, noise, mask, weights = tiny_batch()
+    D = copy.deepcopy(state.D)
+    terms = train.update(s, state, state.G, state.D, real, labels, noise, mask, weights, None,
+                         torch.autocast("cpu", enabled=False))
+    assert state.terms == ["loss_G", "loss_D_real", "loss_D_fake"]             # no LabelMix in the log
+    cross_entropy = torch.nn.functional.cross_entropy(D(real), labels, reduction="none")
+    expected = cross_entropy[labels != 0].sum() / labels.numel()                # 0 is the unknown
+    assert terms["loss_D_real"].item() == pytest.approx(expected.item(), rel=1e-3)
+
+
 # ---- The moving average ----------------------------------------------------------------------------
 
 
