@@ -220,11 +220,10 @@ class State:
                         "size": [s.height, s.width]},
             "generator_args": self.G.config, "discriminator_args": self.D.config,
             "generator": self.G.state_dict(), "discriminator": self.D.state_dict(),
-            "ema": self.ema.state_dict(),
+            "ema": self.ema.state_dict(), "terms": self.terms,
             "optimizer_G": self.optimizer_G.state_dict(),
             "optimizer_D": self.optimizer_D.state_dict(),
-            "step": self.step, "seconds": self.seconds, "best": self.best,
-            "terms": self.terms, "recent": self.recent,
+            "step": self.step, "seconds": self.seconds, "best": self.best, "recent": self.recent,
         }
 
     def load(self, checkpoint):
@@ -441,8 +440,8 @@ def train(s, checkpoint=None):
     rank, world_size, device = start_processes()
     check_settings(s, world_size)
     train_set, val_set = open_data(s)
-    state = State(s, train_set.num_classes, device)
     perceptual = models.perceptual_loss(s, device)
+    state = State(s, train_set.num_classes, device)
     if checkpoint is not None:
         if list(train_set.class_names) != checkpoint["dataset"]["class_names"]:
             raise SettingsError(f"{s.run_dir} was trained on other classes than {s.data_root} has "
