@@ -135,8 +135,8 @@ def finish(run, total_steps, scorer, jobs, processes):
             processes.append(process)
             code = process.wait()
         if code:
-            said = (run.folder / "output.txt").read_text(encoding="utf-8").splitlines()
-            why = [line for line in said if line.startswith("train.py")] or said   # or a traceback
+            said = (run.folder / "output.txt").read_text(encoding="utf-8")
+            why = re.findall(r"train\.py: .*", said) or said.splitlines()      # or a traceback
             print(f"{title}: exit code {code}: {' '.join(why[-1:])}", flush=True)
             return None
     kept = run.folder / "ablation.json"

@@ -68,7 +68,8 @@ class Settings:
     seed: int = option(0, "decides every random number of the training")
     data_seed: int = option(0, "decides what it learns from: the drawn scenes, crops and flips")
 
-    run_dir: str = option("", "folder of the run (default: runs/PRESET)", "output")
+    run_dir: str = option("", "folder of the run (default: runs/PRESET, or runs/PRESET-MODEL)",
+                          "output")
     resume: bool = option(False, "go on with the run in --run-dir, from its latest.pt")
     log_every: int = option(100, "steps between two rows of log.csv")
     picture_every: int = option(1000, "steps between two picture grids")
@@ -155,7 +156,7 @@ def parse_arguments(argv=None):
     multimodal = given.get("multimodal", changes.get("multimodal", Settings.multimodal))
     changes["noise_dim"] = NOISE_DIMS[multimodal]
     s = Settings(**{"preset": preset, **changes, **given})
-    s.run_dir = s.run_dir or f"runs/{s.preset}"
+    s.run_dir = s.run_dir or f"runs/{s.preset}" + f"-{s.model}" * (s.model != "oasis")
     return s, set(given)
 
 

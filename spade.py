@@ -8,7 +8,8 @@ with a moving average of G (Sec. 3).
 
     python spade.py                                        # shapes and parameter counts
     python train.py --model spade+ --lambda-vgg 0          # drawn scenes, nothing to download
-    python train.py --model spade+ --multimodal encoder    # noise | encoder | none
+    python train.py --model spade+ --multimodal encoder    # the perceptual loss fetches VGG19, once
+    python ablation.py                                     # OASIS and SPADE+ in one table
 
     D minimises   hinge_loss_D(D(x, t), D(x̂, t))
     G minimises   hinge_loss_G(D(x̂, t))  +  λ_features · feature_matching_loss  (SPADE: 10)
@@ -38,9 +39,9 @@ class Generator(oasis.Generator):
     """SPADE's generator: OASIS's, with the block in front that OASIS removes, and without noise.
 
     The paper's "we remove the first generator block, decreasing the parameter count by 24M": the
-    first two of SPADE's seven blocks have the same shape, 16c to 16c, and the first works at 1/64.
-    Without noise a label map has one picture. noise_dim = 64 gives SPADE the 3D noise of OASIS, a
-    row of Table 2.
+    first three of SPADE's seven blocks have the same shape, 16c to 16c, and the first works at
+    1/64. Without noise a label map has one picture. noise_dim = 64 gives SPADE the 3D noise of
+    OASIS, as in Table 2.
     """
 
     def __init__(self, num_classes, noise_dim=0, channels=64, num_blocks=7, spade_hidden=128):

@@ -4,7 +4,7 @@
     python train.py --preset folder --data-root my_photos    # your own photographs and label maps
     python train.py --preset cityscapes --data-root cityscapes
     python train.py --run-dir runs/toy --resume              # goes on where a run stopped
-    python train.py --model spade+ --run-dir runs/spade      # the paper's baseline, see spade.py
+    python train.py --model spade+                           # the paper's baseline, see spade.py
     torchrun --nproc_per_node=8 train.py --preset ade20k --data-root ADEChallengeData2016
 
 Everything a run makes lies in its run folder: latest.pt and best.pt (checkpoints), samples/
