@@ -159,7 +159,7 @@ class Edit:
 
 def read_edit(args, model):
     """Command line -> Edit; SampleError for classes and masks that do not exist."""
-    edit = Edit(args.seed, args.num or 4, args.interpolate or 0, box=args.resample_box)
+    edit = Edit(args.seed, args.num or (4 if model.generator.noise_dim else 1), args.interpolate or 0, box=args.resample_box)
     edit.classes = sorted({class_id(word, model.class_names) for word in args.resample_class})
     for words in args.replace:
         old, equals, new = words.partition("=")
@@ -485,7 +485,8 @@ def parse_arguments(argv):
     add("--replace", action="append", default=[], metavar="OLD=NEW", help="exchange a class in "
         "the label map before drawing, e.g. tree=house; may be given several times")
     add = parser.add_argument_group("noise: other pictures for the same label map").add_argument
-    add("--num", type=at_least(1), metavar="K", help="pictures per label map (default: 4)")
+    add("--num", type=at_least(1), metavar="K", help="pictures per label map (default: 4; 1 "
+        "for a model without noise, which knows no more)")
     add("--seed", type=at_least(0), default=0, metavar="S", help="picture k = 0, 1, ... of every "
         "label map has the noise of seed S + k (default: 0), so sheet columns share their noise")
     add("--interpolate", type=at_least(2), metavar="K", help="K pictures on the way from the noise "

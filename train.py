@@ -319,6 +319,7 @@ def check_weights(state):
 @torch.no_grad()
 def save_pictures(state, val_set, path, device, rows=6, noises=4):
     """A grid: each row a validation label map, its photograph, and what the average draws of it."""
+    noises = noises if state.ema.noise_dim else 1       # without noise there is one picture
     vectors = oasis.noise_from_seeds(range(noises), state.ema.noise_dim).to(device)
     rows, grid = min(rows, len(val_set)), []
     for i in range(rows):       # spread over the set: neighbours are often frames of one video

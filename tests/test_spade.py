@@ -288,6 +288,9 @@ def test_spade_reports_g_itself_and_logs_its_terms(vgg_file, tmp_path, capsys):
     for name, _ in G.named_parameters():
         assert torch.equal(checkpoint["ema"][name], checkpoint["generator"][name])
     assert checkpoint["generator_args"]["num_blocks"] == 4 and checkpoint["generator_args"]["noise_dim"] == 0
+    assert sample.main(["--checkpoint", str(tmp_path / "run" / "latest.pt"), "--limit", "2",
+                        "--out", str(tmp_path / "out")]) == 0
+    assert len(list((tmp_path / "out").glob("*_seed*.png"))) == 2       # one picture of each label map
     assert sample.main(["--checkpoint", str(tmp_path / "run" / "latest.pt"), "--interpolate", "3"]) == 2
     assert "without noise" in capsys.readouterr().err
 
