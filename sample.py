@@ -159,7 +159,8 @@ class Edit:
 
 def read_edit(args, model):
     """Command line -> Edit; SampleError for classes and masks that do not exist."""
-    edit = Edit(args.seed, args.num or (4 if model.generator.noise_dim else 1), args.interpolate or 0, box=args.resample_box)
+    num = args.num or (4 if model.generator.noise_dim else 1)
+    edit = Edit(args.seed, num, args.interpolate or 0, box=args.resample_box)
     edit.classes = sorted({class_id(word, model.class_names) for word in args.resample_class})
     for words in args.replace:
         old, equals, new = words.partition("=")
