@@ -1,8 +1,10 @@
 """The losses of OASIS: weighted (N+1)-class cross-entropy (Eq. 1 and Eq. 2) and LabelMix.
 
+And one that it does without: the perceptual loss, for the paper's comparisons.
+
     python losses.py       # draws losses.png: one LabelMix example and the class weights of a batch
 
-The whole supervision of both networks (Sec. 2):
+The whole supervision of OASIS's two networks (Sec. 2):
 
     D minimises   real_loss(D(x), t)  +  fake_loss(D(G(z, t)))          (Eq. 1)
                   +  λ · labelmix_loss          (L_cons; λ is a setting, 10 or 5)
@@ -21,6 +23,10 @@ image size.
 
 import torch
 import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+import distances
 
 # ---- Class balance: the α_c of Eq. 1 -----------------------------------------------------------
 
@@ -109,6 +115,54 @@ def labelmix_loss(logits_of_mix, logits_real, logits_fake, mask):
     gradients: D may change its mind about the mix or about the originals.
     """
     return F.mse_loss(logits_of_mix, labelmix(logits_real, logits_fake, mask))
+
+
+# ---- The perceptual loss (Sec. 1, Sec. 3: what OASIS makes superfluous) -------------------------
+
+VGG19 = ("https://download.pytorch.org/models/vgg19-dcbb9e9d.pth", "dcbb9e9d")
+
+
+class PerceptualLoss(nn.Module):
+    """How different a photograph looks to VGG19 from the image generated for the same label map.
+
+        Σ_k w_k · mean |φ_k(x̂) − φ_k(x)|,      φ_k: the features after relu{k}_1, k = 1 … 5
+
+    VGG19 (Simonyan & Zisserman, 2015) was trained to name what ImageNet's photographs show. Its
+    features never answer to what G does, which is the paper's case against them: G may settle on
+    whatever they like best, and lose its diversity (Sec. 3). Layers and weights are those of
+    pix2pixHD and SPADE; λ_VGG = 10 is a setting.
+
+    weights: a file of torchvision's VGG19; None: fetched once and checked. distances.MetricsError.
+    """
+
+    LAYERS = {1: 1 / 32, 6: 1 / 16, 11: 1 / 8, 20: 1 / 4, 29: 1.0}      # relu{1 … 5}_1: w_k
+
+    def __init__(self, weights=None):
+        super().__init__()
+        with torch.device("meta"):
+            network = torchvision.models.vgg19().features
+        path = weights or distances.fetch(*VGG19)
+        network = distances.load_weights(network, path, "features.")
+        self.network = network[:max(self.LAYERS) + 1]
+        # VGG19 knows images by the mean and standard deviation of ImageNet's, in [0, 1].
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
+
+    def features(self, images):
+        """(B, 3, H, W) in [−1, 1], at least 16×16 -> [φ_1, …, φ_5], (B, 64 … 512, H … H/16, …)"""
+        x, features = ((images + 1) / 2 - self.mean) / self.std, []
+        for i, layer in enumerate(self.network):
+            x = layer(x)
+            if i in self.LAYERS:
+                features.append(x)
+        return features
+
+    def forward(self, fake, real):
+        """Images (B, 3, H, W) twice -> a scalar, in float32; its gradient reaches `fake` alone."""
+        with torch.no_grad():
+            targets = self.features(real)
+        return sum(weight * F.l1_loss(ours.float(), target.float()) for weight, ours, target
+                   in zip(self.LAYERS.values(), self.features(fake), targets))
 
 
 # ---- python losses.py --------------------------------------------------------------------------

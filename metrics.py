@@ -34,6 +34,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import data
+import models
 import oasis
 from distances import (LPIPS, InceptionFeatures, MetricsError, colour_distance, colour_histogram,
                        moment_distance, moments, ms_ssim_scales, pairwise_ms_ssim, quantise,
@@ -425,11 +426,16 @@ def score_checkpoint(args):
     config, about = checkpoint["config"], checkpoint["dataset"]
     root = args.data_root or config["data_root"] or None
     train_set, val_set = (data.open_dataset(about["preset"], split, about["size"], root,
-                                            seed=config["seed"]) for split in ("train", "val"))
+                                            seed=config.get("data_seed", config["seed"]))
+                          for split in ("train", "val"))
     if list(val_set.class_names) != list(about["class_names"]):
         raise MetricsError(f"{root}: has other classes than those {args.checkpoint} was trained on")
     run_dir = Path(args.checkpoint).parent
-    segmenter, names = args.segmenter, args.metrics or list(SCRIPT_METRICS)
+    is_oasis, segmenter = checkpoint["model"] == "oasis", args.segmenter
+    if not is_oasis and "d_miou" in (args.metrics or ()):
+        raise MetricsError(f"d_miou: the discriminator of {checkpoint['model']} cannot segment, it "
+                           f"only says real or fake; leave this score out")
+    names = args.metrics or [name for name in SCRIPT_METRICS if is_oasis or name != "d_miou"]
     if segmenter and Path(segmenter).suffix == ".pt2":
         segmenter = load_exported(segmenter, val_set, args.device, args.segmenter_size,
                                   args.label_map)
@@ -441,8 +447,9 @@ def score_checkpoint(args):
                     batch_size=args.batch_size, seed=args.seed, workers=args.workers,
                     strict=bool(args.metrics), inception=args.inception,
                     segmenter_steps=args.segmenter_steps)
-    G, D = oasis.generator_from(checkpoint), oasis.discriminator_from(checkpoint)
-    return scorer, scorer(G.to(args.device), D.to(args.device))
+    G = models.generator_from(checkpoint).to(args.device)
+    D = oasis.discriminator_from(checkpoint).to(args.device) if is_oasis else None
+    return scorer, scorer(G, D)
 
 
 SCRIPT_METRICS = ("miou", "accuracy", "fd_segmenter", "fid", "colour", "texture", "d_miou")

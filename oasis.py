@@ -104,14 +104,14 @@ def noise_from_seeds(seeds, noise_dim=64):
 # ---- Building blocks ---------------------------------------------------------------------------
 
 
-def convolution(in_channels, out_channels, kernel, spectral, bias=True):
-    """A size-preserving convolution with OASIS's initial weights.
+def convolution(in_channels, out_channels, kernel, spectral, bias=True, stride=1):
+    """A size-preserving (or, with a stride, dividing) convolution with OASIS's initial weights.
 
     Spectral normalisation divides the weight by its largest singular value, which bounds how fast
     the layer's output can change. It keeps the two players of a GAN from running away from each
     other.
     """
-    layer = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=bias)
+    layer = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=bias)
     nn.init.xavier_normal_(layer.weight, INIT_GAIN)
     if bias:
         nn.init.zeros_(layer.bias)
@@ -120,7 +120,7 @@ def convolution(in_channels, out_channels, kernel, spectral, bias=True):
 
 @torch.no_grad()
 def scale_weights(network, factor):
-    """Multiply every convolution weight; a factor of 50 turns the initial gain of 0.02 into 1.
+    """Multiply every layer's weight; a factor of 50 turns the initial gain of 0.02 into 1.
 
     A spectrally normalised layer computes the same as before, but learns differently: a step of
     Adam has about the size of the learning rate, whatever the weight's. It turns a small weight
@@ -128,7 +128,7 @@ def scale_weights(network, factor):
     steps; a training of a few hundred has no time for that.
     """
     for parameter in network.parameters():
-        if parameter.ndim == 4:
+        if parameter.ndim > 1:                     # weights, not biases
             parameter.mul_(factor)
 
 
@@ -267,7 +267,10 @@ class Generator(nn.Module):
         H and W must be multiples of `size_multiple`; anything else is a ValueError.
         """
         pyramid = self.condition_pyramid(labels, noise)         # (B, C+N, h, w), coarse to fine
-        x = convolve(self.first, pyramid[0])                    # (B, 16c, H/32, W/32)
+        return self.paint(convolve(self.first, pyramid[0]), pyramid)      # (B, 3, H, W)
+
+    def paint(self, x, pyramid):
+        """From the first features (B, 16c, H/32, W/32) to images; SPADE may start elsewhere."""
         for i, (block, condition) in enumerate(zip(self.blocks, pyramid)):
             if i > 0:
                 x = F.interpolate(x, scale_factor=2, mode="nearest")

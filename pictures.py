@@ -23,6 +23,7 @@ from scipy.ndimage import distance_transform_edt
 
 import data
 import layouts
+import models
 import oasis
 from oasis import noise_from_seeds  # noqa: F401  (to be imported from here, beside the rest)
 
@@ -175,6 +176,7 @@ class Model:
     title: str                 # for messages and folder names: checkpoint and step
     data_root: str = ""
     seed: int = 0
+    kind: str = "oasis"        # one of models.MODELS
 
     @functools.cached_property
     def id_table(self):
@@ -222,15 +224,15 @@ def load_model(path, preset=None, device="cpu", data_root=None):
         raise SampleError(f"{path}: a released file does not say which classes it draws; name its "
                           f"dataset by --preset {' | '.join(NUM_CLASSES)}")
     checkpoint = oasis.load_checkpoint(path)
-    if checkpoint["model"] != "oasis":
-        raise oasis.CheckpointError(f"{path}: holds a {checkpoint['model']} model, not OASIS")
     known, config = checkpoint["dataset"], checkpoint["config"]
     return place(Model(
-        oasis.generator_from(checkpoint),
-        oasis.discriminator_from(checkpoint) if "discriminator" in checkpoint else None,
+        models.generator_from(checkpoint),
+        oasis.discriminator_from(checkpoint)    # SPADE's cannot read a label map off a photo
+        if checkpoint["model"] == "oasis" and "discriminator" in checkpoint else None,
         known["preset"], known["class_names"], np.array(known["palette"], np.uint8),
         tuple(known["size"]), f"{path.stem}_step{checkpoint['step']:06d}",
-        config["data_root"], config["seed"]), device)
+        config["data_root"], config.get("data_seed", config["seed"]),
+        checkpoint["model"]), device)
 
 
 def load_released(path, preset, data_root=None):
@@ -308,9 +310,13 @@ def files_of(path, endings):
     return list(layouts.list_files(path, endings).values()) if path.is_dir() else [path]
 
 
-def check_size(name, size, multiple):
-    """SampleError with the nearest sizes that can be drawn, unless both sides are multiples."""
-    wrong = []
+def check_size(name, size, generator):
+    """SampleError with the nearest sizes that the generator can draw, if this is none of them."""
+    only, multiple, wrong = getattr(generator, "image_size", size), generator.size_multiple, []
+    if tuple(size) != tuple(only):          # SPADE's with an encoder
+        raise SampleError(f"{name}: is {size[0]}×{size[1]}, but a generator with an image encoder "
+                          f"draws only the size it was trained for; choose it by --size "
+                          f"{only[0]} {only[1]}, label maps are resized")
     for side, pixels in zip(("height", "width"), size):
         below, above = pixels // multiple * multiple, -(-pixels // multiple) * multiple
         if below != above:

@@ -125,7 +125,7 @@ class Edit:
             scene.truth, scene.labels = scene.labels, scene.predicted
         scene.labels = replace_classes(scene.labels, self.replace)
         check_size(scene.source.get("label_map", scene.name), scene.labels.shape,
-                   model.generator.size_multiple)
+                   model.generator)
         return scene
 
     def region(self, scene):
@@ -159,7 +159,8 @@ class Edit:
 
 def read_edit(args, model):
     """Command line -> Edit; SampleError for classes and masks that do not exist."""
-    edit = Edit(args.seed, args.num or 4, args.interpolate or 0, box=args.resample_box)
+    num = args.num or (4 if model.generator.noise_dim else 1)
+    edit = Edit(args.seed, num, args.interpolate or 0, box=args.resample_box)
     edit.classes = sorted({class_id(word, model.class_names) for word in args.resample_class})
     for words in args.replace:
         old, equals, new = words.partition("=")
@@ -173,14 +174,29 @@ def read_edit(args, model):
     if edit.recreate and args.labels:
         raise SampleError("--labels and --recreate (or --segment) exclude each other: the label "
                           "map is either given or read off a photo")
-    if edit.recreate and model.discriminator is None:
-        raise SampleError("--recreate and --segment need the discriminator, which reads the label "
-                          "map off the photo: use a run's checkpoint, or put the released *_D.pth "
-                          "beside the generator's file")
+    check_abilities(edit, model)
     if edit.frames and args.num:
         raise SampleError("--num and --interpolate exclude each other: a walk has --interpolate K "
                           "pictures")
     return edit
+
+
+def check_abilities(edit, model):
+    """SampleError for what this model cannot do: SPADE's discriminator reads no label maps, ..."""
+    if edit.recreate and model.kind != "oasis":
+        raise SampleError(f"--recreate and --segment need OASIS's discriminator, which reads the "
+                          f"label map off the photo; that of {model.kind} only says real or fake")
+    if edit.recreate and model.discriminator is None:
+        raise SampleError("--recreate and --segment need the discriminator, which reads the label "
+                          "map off the photo: use a run's checkpoint, or put the released *_D.pth "
+                          "beside the generator's file")
+    if edit.local and hasattr(model.generator, "image_size"):
+        raise SampleError("this generator was trained with an image encoder, whose latent vector "
+                          "holds for the whole picture; re-sampling a region needs 3D noise "
+                          "(train.py --multimodal noise)")
+    if (edit.local or edit.frames) and not model.generator.noise_dim:
+        raise SampleError("this generator was trained without noise and knows one picture of each "
+                          "label map; other ones need train.py --multimodal noise")
 
 
 # ---- The plan: one recipe per picture ------------------------------------------------------------
@@ -388,7 +404,7 @@ def run(args):
     checkpoint = Path(args.checkpoint) if args.checkpoint else newest_checkpoint()
     model = load_model(checkpoint, args.preset, device, args.data_root)
     if args.size:
-        check_size("--size", args.size, model.generator.size_multiple)
+        check_size("--size", args.size, model.generator)
     edit, readers = read_edit(args, model), find_scenes(args, model)
     changes, places = edit.words(model.class_names)
     kind = changes + places + [f"walk{edit.frames}"] * bool(edit.frames)
@@ -470,7 +486,8 @@ def parse_arguments(argv):
     add("--replace", action="append", default=[], metavar="OLD=NEW", help="exchange a class in "
         "the label map before drawing, e.g. tree=house; may be given several times")
     add = parser.add_argument_group("noise: other pictures for the same label map").add_argument
-    add("--num", type=at_least(1), metavar="K", help="pictures per label map (default: 4)")
+    add("--num", type=at_least(1), metavar="K", help="pictures per label map (default: 4; 1 "
+        "for a model without noise, which knows no more)")
     add("--seed", type=at_least(0), default=0, metavar="S", help="picture k = 0, 1, ... of every "
         "label map has the noise of seed S + k (default: 0), so sheet columns share their noise")
     add("--interpolate", type=at_least(2), metavar="K", help="K pictures on the way from the noise "

@@ -1,9 +1,10 @@
-"""Train OASIS: the two updates, the moving average of G, checkpoints, the loop.
+"""Train OASIS (or SPADE): the two updates, the moving average of G, checkpoints, the loop.
 
     python train.py                                          # drawn scenes, minutes on two cores
     python train.py --preset folder --data-root my_photos    # your own photographs and label maps
     python train.py --preset cityscapes --data-root cityscapes
     python train.py --run-dir runs/toy --resume              # goes on where a run stopped
+    python train.py --model spade+                           # the paper's baseline, see spade.py
     torchrun --nproc_per_node=8 train.py --preset ade20k --data-root ADEChallengeData2016
 
 Everything a run makes lies in its run folder: latest.pt and best.pt (checkpoints), samples/
@@ -36,7 +37,9 @@ from tqdm import tqdm
 import data
 import losses
 import metrics
+import models
 import oasis
+import spade
 from settings import (SettingsError, check_settings, metric_names, parse_arguments,
                       settings_of_resumed_run)
 
@@ -84,17 +87,17 @@ def random_stream(seed, purpose, step):
 
 # ---- The two updates ---------------------------------------------------------------------------
 
-TERMS = ("loss_G", "loss_D_real", "loss_D_fake", "loss_labelmix")
-
 
 def training_step(G, D, D_frozen, optimizer_G, optimizer_D, real, labels, noise, mask, weights,
-                  lambda_labelmix, precision=contextlib.nullcontext()):
-    """One update of D and one of G on the same batch. Returns the four TERMS, detached, shape (4,).
+                  lambda_labelmix, perceptual=None, lambda_vgg=0.0,
+                  precision=contextlib.nullcontext()):
+    """One update of D and one of G on the same batch. Returns the terms, {name: detached scalar}.
 
     real (B, 3, H, W), labels (B, H, W), noise (B, 64), mask M (B, 1, H, W), weights α (N,).
     D_frozen is D without the wrapper that exchanges gradients between processes: in G's update D
     is a fixed judge. Both updates use the same x̂, drawn once: D learns from what G draws now,
-    and G is judged by the D that has just learned. precision: an autocast context; losses are
+    and G is judged by the D that has just learned. perceptual: a losses.PerceptualLoss for the
+    paper's comparison, OASIS does without (None). precision: an autocast context; losses are
     float32 inside it, too.
     """
     # ---- D minimises Eq. 1 + λ·L_cons. It has no batch norm, so one pass over all images will do.
@@ -111,6 +114,8 @@ def training_step(G, D, D_frozen, optimizer_G, optimizer_D, real, labels, noise,
         loss_D_real = losses.real_loss(logits_real, labels, weights)    # Eq. 1, first term
         loss_D_fake = losses.fake_loss(logits_fake)                     # Eq. 1, second term
         loss_D = loss_D_real + loss_D_fake + lambda_labelmix * loss_labelmix
+        terms = {"loss_D_real": loss_D_real, "loss_D_fake": loss_D_fake,
+                 "loss_labelmix": loss_labelmix}
     optimizer_D.zero_grad()
     loss_D.backward()
     optimizer_D.step()
@@ -118,13 +123,29 @@ def training_step(G, D, D_frozen, optimizer_G, optimizer_D, real, labels, noise,
     # ---- G minimises Eq. 2: D should find in every pixel of x̂ the class that the label map names.
     D_frozen.requires_grad_(False)                     # saves computing gradients that nobody uses
     with precision:
-        loss_G = losses.real_loss(D_frozen(fake), labels, weights)      # Eq. 2
+        loss = terms["loss_G"] = losses.real_loss(D_frozen(fake), labels, weights)      # Eq. 2
+        if perceptual is not None:
+            terms["loss_vgg"] = perceptual(fake, real)
+            loss = loss + lambda_vgg * terms["loss_vgg"]
     optimizer_G.zero_grad()
-    loss_G.backward()
+    loss.backward()
     optimizer_G.step()
     D_frozen.requires_grad_(True)
 
-    return torch.stack([loss_G, loss_D_real, loss_D_fake, loss_labelmix]).detach()
+    return {name: term.detach() for name, term in terms.items()}
+
+
+def update(s, state, G, D, real, labels, noise, mask, weights, perceptual, precision):
+    """The training step of the model that is trained. G, D: the state's, wrapped for DDP."""
+    players = G, D, state.D, state.optimizer_G, state.optimizer_D
+    if s.no_class_balance:
+        weights = (weights > 0).float()     # 1 for the classes that are there, 0 for "unknown"
+    if s.model == "oasis":
+        return training_step(*players, real, labels, noise, mask, weights, s.lambda_labelmix,
+                             perceptual, s.lambda_vgg, precision)
+    return spade.training_step(*players, real, labels, noise, s.lambda_features,
+                               s.lambda_kl if s.multimodal == "encoder" else None,
+                               perceptual, s.lambda_vgg, precision)
 
 
 # ---- The moving average of G -------------------------------------------------------------------
@@ -178,9 +199,7 @@ class State:
             return network.to(device, memory_format=torch.channels_last)
 
         torch.manual_seed(s.seed)               # for the initial weights, and nothing else
-        self.G = place(oasis.Generator(num_classes, s.noise_dim, s.channels, s.num_blocks,
-                                       s.spade_hidden))
-        self.D = place(oasis.Discriminator(num_classes, s.d_channels))
+        self.G, self.D = (place(network) for network in models.make_networks(s, num_classes))
         oasis.scale_weights(self.G, s.init_gain_g / oasis.INIT_GAIN)
         oasis.scale_weights(self.D, s.init_gain_d / oasis.INIT_GAIN)
         self.ema = copy.deepcopy(self.G).requires_grad_(False)
@@ -189,18 +208,19 @@ class State:
         self.optimizer_D = torch.optim.Adam(self.D.parameters(), s.lr_d, betas, fused=True)
         self.step, self.seconds, self.best = 0, 0.0, {}
         # The losses of the steps since the last multiple of log_every, one row per step.
-        self.recent, self.recent_from = torch.zeros(s.log_every, len(TERMS), device=device), 0
+        self.terms = models.term_names(s)
+        self.recent, self.recent_from = torch.zeros(s.log_every, len(self.terms), device=device), 0
 
     def checkpoint(self, s, dataset):
         """A dictionary of tensors and plain values that torch.load(…, weights_only=True) reads."""
         return {
-            "format": "oasis-run-1", "model": "oasis", "config": dataclasses.asdict(s),
+            "format": "oasis-run-1", "model": s.model, "config": dataclasses.asdict(s),
             "dataset": {"preset": s.preset, "class_names": list(dataset.class_names),
                         "palette": dataset.palette.tolist(), "ignore_label": dataset.ignore_label,
                         "size": [s.height, s.width]},
             "generator_args": self.G.config, "discriminator_args": self.D.config,
             "generator": self.G.state_dict(), "discriminator": self.D.state_dict(),
-            "ema": self.ema.state_dict(),
+            "ema": self.ema.state_dict(), "terms": self.terms,
             "optimizer_G": self.optimizer_G.state_dict(),
             "optimizer_D": self.optimizer_D.state_dict(),
             "step": self.step, "seconds": self.seconds, "best": self.best, "recent": self.recent,
@@ -218,9 +238,10 @@ class State:
                                        "param_groups": optimizer.state_dict()["param_groups"]})
         self.step, self.seconds = checkpoint["step"], checkpoint["seconds"]
         self.best = checkpoint["best"]
-        if len(checkpoint["recent"]) == len(self.recent):
+        if (checkpoint.get("terms") == self.terms
+                and len(checkpoint["recent"]) == len(self.recent)):
             self.recent.copy_(checkpoint["recent"])
-        else:                                           # --log-every was changed
+        else:                                           # --log-every or a λ was changed
             self.recent_from = self.step
 
 
@@ -276,11 +297,11 @@ def log_losses(s, state, run_dir, writes):
         recent /= dist.get_world_size()
     recent = recent.cpu()
     for row, column in (~recent.isfinite()).nonzero().tolist():
-        raise TrainingStopped(f"{TERMS[column]} is {recent[row, column]} at step "
+        raise TrainingStopped(f"{state.terms[column]} is {recent[row, column]} at step "
                               f"{state.step - count + 1 + row}; {run_dir}/latest.pt is from "
                               f"before; try lower learning rates"
                               f"{', or fp32' * (s.precision != 'fp32')}")
-    means = dict(zip(TERMS, recent.mean(0).tolist()))
+    means = dict(zip(state.terms, recent.mean(0).tolist()))
     if writes:
         row = {"step": state.step, "seconds": round(state.seconds, 1), **means}
         write_rows(run_dir / "log.csv", read_rows(run_dir / "log.csv") + [row])
@@ -298,6 +319,7 @@ def check_weights(state):
 @torch.no_grad()
 def save_pictures(state, val_set, path, device, rows=6, noises=4):
     """A grid: each row a validation label map, its photograph, and what the average draws of it."""
+    noises = noises if state.ema.noise_dim else 1       # without noise there is one picture
     vectors = oasis.noise_from_seeds(range(noises), state.ema.noise_dim).to(device)
     rows, grid = min(rows, len(val_set)), []
     for i in range(rows):       # spread over the set: neighbours are often frames of one video
@@ -311,15 +333,17 @@ def save_pictures(state, val_set, path, device, rows=6, noises=4):
 
 
 def save_curves(run_dir):
-    """curves.png: the four losses, and each score beside its value for real images, over steps."""
+    """curves.png: the losses, and each score beside its value for real images, over steps."""
     log, scores = read_rows(run_dir / "log.csv"), read_rows(run_dir / "scores.csv")
     names = list(dict.fromkeys(n for row in scores for n in row
                                if n != "step" and not n.endswith("_real")))
     columns = 1 + len(names)
     figure, axes = plt.subplots(1, columns, figsize=(5 * columns, 3.5), squeeze=False)
-    for term in TERMS:
-        axes[0, 0].plot([r["step"] for r in log], [r[term] for r in log], label=term)
-    axes[0, 0].legend()
+    for term in dict.fromkeys(n for row in log for n in row if n.startswith("loss_")):
+        points = [(r["step"], r[term]) for r in log if term in r]
+        axes[0, 0].plot(*zip(*points), label=term)
+    if log:
+        axes[0, 0].legend()
     for axis, name in zip(axes[0, 1:], names):
         for column, style in ((name, "o-"), (f"{name}_real", "--")):
             points = [(r["step"], r[column]) for r in scores if column in r]
@@ -340,9 +364,9 @@ def save_curves(run_dir):
 def open_data(s):
     """Training and validation set, checked; refuses what would end in an error an hour later."""
     size, root = (s.height, s.width), s.data_root or None
-    train_set = data.open_dataset(s.preset, "train", size, root, seed=s.seed,
+    train_set = data.open_dataset(s.preset, "train", size, root, seed=s.data_seed,
                                   subset=s.subset or None)
-    val_set = data.open_dataset(s.preset, "val", size, root, seed=s.seed)
+    val_set = data.open_dataset(s.preset, "val", size, root, seed=s.data_seed)
     if s.batch_size > len(train_set):
         raise SettingsError(f"--batch-size {s.batch_size}: the training set has only "
                             f"{len(train_set)} images; the batch may not be larger")
@@ -417,6 +441,7 @@ def train(s, checkpoint=None):
     rank, world_size, device = start_processes()
     check_settings(s, world_size)
     train_set, val_set = open_data(s)
+    perceptual = models.perceptual_loss(s, device)
     state = State(s, train_set.num_classes, device)
     if checkpoint is not None:
         if list(train_set.class_names) != checkpoint["dataset"]["class_names"]:
@@ -452,11 +477,12 @@ def train(s, checkpoint=None):
             real, labels = (t.to(device, non_blocking=True) for t in next(batches))
             real = real.contiguous(memory_format=torch.channels_last)
             noise, mask, weights = draw(s, step, labels, train_set, rank, world_size)
-            terms = training_step(G, D, state.D, state.optimizer_G, state.optimizer_D, real,
-                                  labels, noise, mask, weights, s.lambda_labelmix, precision)
+            terms = update(s, state, G, D, real, labels, noise, mask, weights, perceptual,
+                           precision)
             update_ema(state.ema, state.G, s.ema_decay)
 
-            state.step, state.recent[(step - 1) % s.log_every] = step, terms
+            state.recent[(step - 1) % s.log_every] = torch.stack([terms[n] for n in state.terms])
+            state.step = step
             state.seconds = time.monotonic() - began
             stop = in_any_process(bool(signals))         # asked once: all act on one answer
             report(s, state, scorer, val_set, label_batches, scores, bar, stop,

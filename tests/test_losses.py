@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+import torchvision
 
+import distances
 import losses
 
 B, N, H, W = 2, 4, 3, 5
@@ -155,3 +157,58 @@ def test_labelmix_coins_are_fair_and_independent():
                 assert abs(share - 0.25) < 0.035, (a, b, outcome)
     neighbours = (coins[1:, 0] == coins[:-1, 0]).float().mean()           # images do not share coins
     assert abs(neighbours - 0.5) < 0.04
+
+
+# ---- The perceptual loss -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vgg(tmp_path_factory):
+    """torchvision's VGG19 with random weights, and ours of the same tensors."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = torchvision.models.vgg19().features.eval()
+    path = tmp_path_factory.mktemp("vgg") / "vgg19.pth"
+    torch.save({f"features.{name}": tensor for name, tensor in theirs.state_dict().items()}, path)
+    return theirs, losses.PerceptualLoss(path)
+
+
+def loop_features(network, image):
+    """The first ReLU after the input and after each of the first four poolings, found by its place."""
+    x = (image + 1) / 2
+    x = torch.stack([(x[:, c] - m) / s for c, (m, s) in enumerate(
+        [(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)])], dim=1)
+    features, first = [], True
+    for layer in network:
+        x = layer(x).clone()
+        if isinstance(layer, torch.nn.ReLU) and first:
+            features.append(x)
+        first = isinstance(layer, torch.nn.MaxPool2d) or first and isinstance(layer, torch.nn.Conv2d)
+    return features
+
+
+def test_perceptual_loss_against_a_loop(vgg):
+    theirs, ours = vgg
+    g = torch.Generator().manual_seed(0)
+    fake, real = (torch.rand(2, 3, 32, 48, generator=g) * 2 - 1 for _ in range(2))
+    of_fake, of_real = loop_features(theirs, fake), loop_features(theirs, real)
+    assert [f.shape[1:] for f in of_fake] == [(64, 32, 48), (128, 16, 24), (256, 8, 12), (512, 4, 6), (512, 2, 3)]
+    expected = sum(weight * (f - r).abs().mean() for weight, f, r in
+                   zip((1 / 32, 1 / 16, 1 / 8, 1 / 4, 1), of_fake, of_real))
+    assert ours(fake, real).item() == pytest.approx(expected.item(), rel=1e-5) and expected > 0
+    assert ours(real, real).item() == 0
+
+
+def test_perceptual_loss_is_float32_and_moves_the_generated_image_only(vgg):
+    fake, real = (torch.rand(1, 3, 16, 16, requires_grad=True) for _ in range(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = vgg[1](fake, real)
+    loss.backward()
+    assert loss.dtype == torch.float32 and fake.grad.abs().sum() > 0 and real.grad is None
+    assert not any(p.requires_grad for p in vgg[1].parameters())
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    torch.save({"features.0.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(distances.MetricsError, match="other.pth: weights of another network"):
+        losses.PerceptualLoss(tmp_path / "other.pth")

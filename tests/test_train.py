@@ -168,14 +168,14 @@ def test_each_network_gets_the_gradient_of_its_own_objective(lambda_labelmix):
     expected = torch.autograd.grad(loss_D, list(D.parameters()))
     for (name, p), g in zip(state.D.named_parameters(), expected):
         torch.testing.assert_close(p.grad, g, rtol=2e-3, atol=2e-5, msg=name)
-    assert terms[1:].dot(torch.tensor([1, 1, lambda_labelmix])).item() == pytest.approx(
-        loss_D.item(), rel=1e-4)
+    assert (terms["loss_D_real"] + terms["loss_D_fake"] + lambda_labelmix * terms["loss_labelmix"]
+            ).item() == pytest.approx(loss_D.item(), rel=1e-4)
 
     loss_G = losses.real_loss(state.D(G(labels, noise)), labels, weights)      # D has been updated
     expected = torch.autograd.grad(loss_G, list(G.parameters()))
     for (name, p), g in zip(state.G.named_parameters(), expected):
         torch.testing.assert_close(p.grad, g, rtol=2e-3, atol=2e-5, msg=name)
-    assert terms[0].item() == pytest.approx(loss_G.item(), rel=1e-4)
+    assert terms["loss_G"].item() == pytest.approx(loss_G.item(), rel=1e-4)
 
 
 def test_the_update_of_g_leaves_no_gradient_in_d_and_d_unfrozen():
@@ -187,6 +187,18 @@ def test_the_update_of_g_leaves_no_gradient_in_d_and_d_unfrozen():
     assert all(p.requires_grad for p in state.D.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, state.D.parameters()))      # lr_d = 0
     assert any(g.abs().max() > 0 for g in gradients)
+
+
+def test_without_class_balance_every_labelled_pixel_weighs_the_same():
+    s, state = tiny_state(no_class_balance=True, lambda_labelmix=0.0, lr_d=0.0)
+    real, labels, noise, mask, weights = tiny_batch()
+    D = copy.deepcopy(state.D)
+    terms = train.update(s, state, state.G, state.D, real, labels, noise, mask, weights, None,
+                         torch.autocast("cpu", enabled=False))
+    assert state.terms == ["loss_G", "loss_D_real", "loss_D_fake"]             # no LabelMix in the log
+    cross_entropy = torch.nn.functional.cross_entropy(D(real), labels, reduction="none")
+    expected = cross_entropy[labels != 0].sum() / labels.numel()                # 0 is the unknown
+    assert terms["loss_D_real"].item() == pytest.approx(expected.item(), rel=1e-3)
 
 
 # ---- The moving average ----------------------------------------------------------------------------
@@ -242,7 +254,8 @@ def test_a_run_leaves_everything_behind_that_it_promises(whole):
     assert not list(folder.glob("*.tmp"))
     rows = rows_of(folder / "log.csv")
     assert [r["step"] for r in rows] == [2, 4, 6, 8, 10, 12]
-    assert all(r[term] > 0 for r in rows for term in train.TERMS)
+    assert list(rows[0]) == ["step", "seconds", "loss_G", "loss_D_real", "loss_D_fake", "loss_labelmix"]
+    assert all(value > 0 for r in rows for value in r.values())
     assert {"miou", "miou_real", "fd_segmenter"} <= rows_of(folder / "scores.csv")[0].keys()
     assert checkpoint["step"] == 12 and checkpoint["best"]["miou"] == max(r["miou"] for r in rows_of(folder / "scores.csv"))
 
@@ -328,7 +341,7 @@ def test_what_resuming_may_change_it_changes(whole, tmp_path):
                for name, p in whole[1]["discriminator"].items())
     last = rows_of(tmp_path / "run" / "scores.csv")[-1]
     assert last["step"] == 14 and last["accuracy"] != "" and last["miou"] == ""
-    assert all(rows_of(tmp_path / "run" / "log.csv")[-1][term] > 0 for term in train.TERMS)
+    assert all(value > 0 for value in rows_of(tmp_path / "run" / "log.csv")[-1].values())
     s, _ = settings.parse_arguments(["--epochs", "3"])
     assert s.steps == 0
 
@@ -396,7 +409,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_checkpoint(tmp_path,
     def poisoned(*arguments):
         calls.append(None)
         terms = original(*arguments)
-        return terms * torch.tensor([1, 1, float("nan"), 1]) if len(calls) == 5 else terms
+        return terms | {"loss_D_fake": torch.tensor(float("nan"))} if len(calls) == 5 else terms
 
     monkeypatch.setattr(train, "training_step", poisoned)
     with pytest.raises(SystemExit) as e:
