@@ -402,14 +402,23 @@ def noted_signals():
 def draw(s, step, labels, train_set, rank, world_size):
     """What the losses need besides the batch: noise z (B, 64), LabelMix mask M, class weights α.
 
-    Noise is drawn for the whole batch and shared out, so it does not depend on the number of
-    processes. LabelMix coins and class weights are those of each process's own images.
+    All three are those of the whole batch, however many processes share it. Noise and coins are
+    drawn for all images, and each process takes those of its own [rank::world_size]; the pixels
+    of each class are added up over the processes, N integers a step. Every loss is a mean over
+    images, and the shares are equal, so the mean of the processes' gradients, which is what
+    DistributedDataParallel takes, is the gradient of the whole batch. One thing is left that sees
+    a share only: batch norm, on CPUs; on GPUs it is synchronised (spread).
     """
+    classes, own = train_set.num_classes, slice(rank, None, world_size)
+    counts = losses.count_classes(labels, classes)
+    summing = dist.all_reduce(counts, async_op=True) if dist.is_initialized() else None
     z = torch.randn(s.batch_size, s.noise_dim, generator=random_stream(s.seed, "noise", step))
-    coins = random_stream(s.seed, f"coins of {rank}/{world_size}", step)
-    return (z[rank::world_size].to(labels.device, non_blocking=True),
-            losses.labelmix_mask(labels, train_set.num_classes, coins),
-            losses.class_weights(labels, train_set.num_classes, train_set.ignore_label))
+    coins = losses.throw_coins(s.batch_size, classes, random_stream(s.seed, "coins", step))
+    if summing:
+        summing.wait()      # on a GPU it is the GPU's queue that waits, not this program
+    return (z[own].to(labels.device, non_blocking=True),
+            losses.labelmix_mask(labels, classes, coins=coins[own]),
+            losses.class_weights(labels, classes, train_set.ignore_label, counts))
 
 
 def train(s, checkpoint=None):
