@@ -322,9 +322,11 @@ class BatchSampler(torch.utils.data.Sampler):
             epoch, step = epoch + 1, 0
 
 
-def ignore_interrupt(_):
-    """Ctrl-C reaches workers, too, but the main process needs them to finish its step."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def ignore_signals(_):
+    """Ctrl-C and a scheduler's SIGTERM reach workers, too, but the main process needs them to
+    finish its step. They end with it, however it ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def make_loader(dataset, sampler, workers):
@@ -334,7 +336,7 @@ def make_loader(dataset, sampler, workers):
     """
     return torch.utils.data.DataLoader(
         dataset, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(), worker_init_fn=ignore_interrupt,
+        pin_memory=torch.cuda.is_available(), worker_init_fn=ignore_signals,
         generator=torch.Generator())         # else the loader draws from the global generator
 
 
