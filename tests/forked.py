@@ -68,8 +68,9 @@ def take_step(s, networks, state, scenes, rank, world_size, number):
     """One training step on this process's share of the batch of that number; the four terms."""
     real, labels = next(train.training_batches(s, scenes, rank, world_size, number - 1))
     noise, mask, weights = train.draw(s, number, labels, scenes, rank, world_size)
-    return train.training_step(*networks, state.D, state.optimizer_G, state.optimizer_D, real, labels, noise,
-                               mask, weights, s.lambda_labelmix)
+    kind = next(state.G.parameters()).dtype
+    return train.training_step(*networks, state.D, state.optimizer_G, state.optimizer_D, real.to(kind), labels,
+                               noise.to(kind), mask, weights, s.lambda_labelmix)
 
 
 def digest(network):
@@ -83,8 +84,10 @@ def shares(out):
     s = settings.Settings(**{**settings.PRESETS["toy"], "height": 16, "width": 16, "channels": 2, "num_blocks": 2,
                           "spade_hidden": 4, "d_channels": (4, 8), "batch_size": 6})
     scenes, val = (data.open_dataset("toy", split, (16, 16), num_images=13) for split in ("train", "val"))
-    # Plain gradient descent: Adam's first step is the sign of the gradient, which multiplies rounding.
+    # In double precision only a wrong formula makes a difference. Plain gradient descent: Adam's first
+    # step is the gradient's sign, which makes much of a rounding error near zero.
     state = train.State(s, scenes.num_classes, device)
+    state.G.double(), state.D.double()
     state.optimizer_G, state.optimizer_D = (torch.optim.SGD(n.parameters(), 1e-3) for n in (state.G, state.D))
     networks = train.spread(state, world_size, device)
     for layer in state.G.modules():                     # the one layer that sees a share only
