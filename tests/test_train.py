@@ -412,20 +412,6 @@ def test_scoring_and_pictures_do_not_disturb_the_training(whole, tmp_path):
     assert all(torch.equal(v, whole[1]["ema"][k]) for k, v in other["ema"].items())
 
 
-def test_two_processes_under_torchrun_make_one_run(tmp_path):
-    """Gloo on the CPU. Every row is written once, by one of them; the weights stay finite."""
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
-         f"--master_port={29500 + os.getpid() % 1000}", "train.py", *TINY, "--steps", "4",
-         "--run-dir", str(tmp_path / "run")], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert [row["step"] for row in rows_of(tmp_path / "run" / "log.csv")] == [2, 4]
-    assert [row["step"] for row in rows_of(tmp_path / "run" / "scores.csv")] == [0, 4]
-    checkpoint = oasis.load_checkpoint(tmp_path / "run" / "latest.pt")
-    assert checkpoint["step"] == 4 and all(v.isfinite().all() for v in checkpoint["ema"].values())
-
-
 def test_batch_and_noise_do_not_depend_on_the_number_of_processes():
     s, _ = tiny_state(batch_size=6)
     scenes = data.open_dataset("toy", "train", (16, 16), num_images=12)
