@@ -1,6 +1,6 @@
 """Runs of train.py in forked processes, for the tests: torch is imported once, not once per process.
 
-    python tests/forked.py train 3 --run-dir RUN ...   # as torchrun --nproc_per_node=3 train.py ...
+    python tests/forked.py train 2 --run-dir RUN -- 3 --run-dir RUN --resume    # one after the other
     python tests/forked.py shares OUT                  # gradients, weights, scores in 1, 2, 3 processes
 
 Forking is safe here because this program has one thread and computes nothing before it forks.
@@ -120,9 +120,13 @@ def shares(out):
 
 
 def main(command, *arguments):
-    """Exit code: the largest of the processes' exit codes."""
+    """Exit code: the largest that the processes, or those of the last training, ended with."""
     if command == "train":
-        return max(run_in(int(arguments[0]), train.main, list(arguments[1:])))
+        while arguments:
+            end = arguments.index("--") if "--" in arguments else len(arguments)
+            code = max(run_in(int(arguments[0]), train.main, arguments[1:end]))
+            arguments = arguments[end + 1:]
+        return code
     return max(max(run_in(world_size, shares, Path(arguments[0]))) for world_size in (1, 2, 3))
 
 
