@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import itertools
 import csv
+import json
 import os
 import re
 import resource
@@ -294,6 +295,18 @@ def test_killed_and_resumed_ends_in_the_same_bits(whole, tmp_path):
     logs = [[{k: v for k, v in row.items() if k != "seconds"} for row in rows_of(f / name)]
             for name in ("log.csv", "scores.csv") for f in (whole[0], tmp_path / "run")]
     assert logs[0] == logs[1] and logs[2] == logs[3]             # no row twice, none missing
+
+
+def test_twenty_kills_at_random_moments_and_during_saving_change_no_bit(tmp_path):
+    """And none loses more steps than --checkpoint-every: see tests/kills.py."""
+    done = subprocess.run([sys.executable, ROOT / "tests" / "kills.py", tmp_path], capture_output=True,
+                          text=True, timeout=170)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["kills"] >= 20 and found["half_written"] >= 5 and found["most_lost"] <= 3, found
+    killed, whole = (oasis.load_checkpoint(tmp_path / name / "latest.pt") for name in ("killed", "whole"))
+    assert whole["step"] == 100 and same_bits(killed, whole) is True
+    assert not list(tmp_path.glob("*/*.tmp"))
 
 
 def test_sigterm_finishes_the_step_saves_and_says_how_to_go_on(whole, tmp_path):
