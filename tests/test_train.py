@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import csv
 import json
+import multiprocessing
 import os
 import re
 import resource
@@ -16,6 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny_datasets
 import torch
 
 import data
@@ -417,6 +419,72 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_checkpoint(tmp_path,
     assert e.value.code == 1
     assert "loss_D_fake is nan at step 5" in capsys.readouterr().err
     assert oasis.load_checkpoint(tmp_path / "run" / "latest.pt")["step"] == 4
+
+
+# ---- Faults in the middle of a run, and what a long one holds ---------------------------------------
+
+PHOTOS = ["--preset", "folder", "--height", "16", "--width", "16", "--channels", "2", "--num-blocks", "2",
+          "--spade-hidden", "4", "--d-channels", "4", "8", "--batch-size", "4", "--metrics", "none"]
+
+
+def run_on_photos(folder, monkeypatch, after_report, *more):
+    """A run on twelve photographs in folder/data; after_report(step) is called after each step."""
+    tiny_datasets.write_folder(folder / "data", train=12, val=8, size=(16, 16))
+    original = train.report
+
+    def report(s, state, *rest, **options):
+        original(s, state, *rest, **options)
+        after_report(state.step)
+
+    monkeypatch.setattr(train, "report", report)
+    train.main([*PHOTOS, "--data-root", str(folder / "data"), "--run-dir", str(folder / "run"), *more])
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_photo_that_becomes_unreadable_ends_the_run_in_one_sentence(tmp_path, capsys, monkeypatch, workers):
+    def cut_off(step):
+        if step == 4:                            # the check at the start is long past
+            for path in (tmp_path / "data" / "images" / "train").iterdir():
+                os.truncate(path, path.stat().st_size // 2)
+
+    with pytest.raises(SystemExit) as e:
+        run_on_photos(tmp_path, monkeypatch, cut_off, "--workers", workers, "--checkpoint-every", "2",
+                      "--steps", "40")
+    error = capsys.readouterr().err.split("\r")[-1].strip().splitlines()
+    assert e.value.code == 2 and len(error) <= 2 and "Traceback" not in error[-1]
+    assert re.match(rf"train.py: error: {tmp_path}/data/images/train/street.*: .*cut off", error[-1]), error
+    assert 4 <= oasis.load_checkpoint(tmp_path / "run" / "latest.pt")["step"] < 40
+
+
+def test_a_killed_worker_ends_the_run_in_one_sentence(tmp_path, capsys, monkeypatch):
+    def kill_one(step):
+        if step == 4:
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    with pytest.raises(SystemExit) as e:
+        run_on_photos(tmp_path, monkeypatch, kill_one, "--workers", "2", "--checkpoint-every", "2",
+                      "--steps", "400")
+    error = capsys.readouterr().err
+    assert e.value.code == 1 and "Traceback" not in error
+    assert re.search(r"train.py: a process that loads images was ended from outside; the last checkpoint.* is "
+                     rf"whole; go on by: python train.py --run-dir {tmp_path}/run --resume\n", error), error
+    assert 4 <= oasis.load_checkpoint(tmp_path / "run" / "latest.pt")["step"] < 400
+
+
+def test_memory_and_open_files_do_not_grow(tmp_path, monkeypatch):
+    """After warming up; with a worker, pictures, scores and checkpoints all the time."""
+    held = {}
+
+    def measure(step):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        held[step] = pages * resource.getpagesize() / 2**20, len(os.listdir("/proc/self/fd"))
+
+    run_on_photos(tmp_path, monkeypatch, measure, "--workers", "1", "--metrics", "miou,fd_segmenter",
+                  "--segmenter-steps", "2", "--log-every", "5", "--picture-every", "50", "--score-every", "25",
+                  "--checkpoint-every", "10", "--steps", "300")
+    print(held[0], held[50], held[100], held[200], held[300])
+    assert held[300][0] - held[100][0] < 10                      # MiB
+    assert held[300][1] - held[100][1] < 10
 
 
 def test_scoring_and_pictures_do_not_disturb_the_training(whole, tmp_path):
