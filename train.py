@@ -20,6 +20,7 @@ import contextlib
 import copy
 import csv
 import dataclasses
+import gc
 import hashlib
 import os
 import sys
@@ -309,6 +310,7 @@ def save_curves(run_dir):
     figure.tight_layout()
     figure.savefig(run_dir / "curves.png", dpi=80)
     plt.close(figure)
+    gc.collect()        # a figure refers to itself; uncollected, they pile up to 100 MB in a run
 
 
 # ---- The loop ----------------------------------------------------------------------------------

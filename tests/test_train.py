@@ -452,7 +452,8 @@ def test_a_photo_that_becomes_unreadable_ends_the_run_in_one_sentence(tmp_path, 
                       "--steps", "40")
     error = capsys.readouterr().err.split("\r")[-1].strip().splitlines()
     assert e.value.code == 2 and len(error) <= 2 and "Traceback" not in error[-1]
-    assert re.match(rf"train.py: error: {tmp_path}/data/images/train/street.*: .*cut off", error[-1]), error
+    sentence = rf"train.py: error: {tmp_path}/data/images/train/street.*: .*cannot be read as a picture"
+    assert re.match(sentence, error[-1]), error
     assert 4 <= oasis.load_checkpoint(tmp_path / "run" / "latest.pt")["step"] < 40
 
 
@@ -480,11 +481,10 @@ def test_memory_and_open_files_do_not_grow(tmp_path, monkeypatch):
         held[step] = pages * resource.getpagesize() / 2**20, len(os.listdir("/proc/self/fd"))
 
     run_on_photos(tmp_path, monkeypatch, measure, "--workers", "1", "--metrics", "miou,fd_segmenter",
-                  "--segmenter-steps", "2", "--log-every", "5", "--picture-every", "50", "--score-every", "25",
-                  "--checkpoint-every", "10", "--steps", "300")
-    print(held[0], held[50], held[100], held[200], held[300])
-    assert held[300][0] - held[100][0] < 10                      # MiB
-    assert held[300][1] - held[100][1] < 10
+                  "--segmenter-steps", "2", "--log-every", "5", "--picture-every", "10", "--score-every", "50",
+                  "--checkpoint-every", "10", "--steps", "200")
+    assert held[200][0] - held[100][0] < 8, held                 # MiB
+    assert held[200][1] - held[100][1] < 8, held                 # the loader holds some in flight
 
 
 def test_scoring_and_pictures_do_not_disturb_the_training(whole, tmp_path):
