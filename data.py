@@ -20,6 +20,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -322,9 +323,22 @@ class BatchSampler(torch.utils.data.Sampler):
             epoch, step = epoch + 1, 0
 
 
-def ignore_interrupt(_):
-    """Ctrl-C reaches workers, too, but the main process needs them to finish its step."""
+def obey_parent_only(_):
+    """In a worker: Ctrl-C does nothing, and SIGTERM only where it comes from the main process.
+
+    Terminals and schedulers send them to all processes, but the main one needs its workers to
+    finish its step, and then ends them.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):                         # macOS cannot tell who sent it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+        def await_parent():
+            while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+                pass
+            os._exit(0)
+
+        threading.Thread(target=await_parent, daemon=True).start()
 
 
 def make_loader(dataset, sampler, workers):
@@ -334,7 +348,7 @@ def make_loader(dataset, sampler, workers):
     """
     return torch.utils.data.DataLoader(
         dataset, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(), worker_init_fn=ignore_interrupt,
+        pin_memory=torch.cuda.is_available(), worker_init_fn=obey_parent_only,
         generator=torch.Generator())         # else the loader draws from the global generator
 
 

@@ -31,7 +31,15 @@ import distances
 # ---- Class balance: the α_c of Eq. 1 -----------------------------------------------------------
 
 
-def class_weights(labels, num_classes, ignore_label=None):
+def count_classes(labels, num_classes):
+    """Pixels of each class: labels (B, H, W) int64 -> (N,) int64 on the same device."""
+    ids = labels.flatten()
+    # scatter_add counts without making a GPU wait for the CPU, which bincount would.
+    counts = torch.zeros(num_classes, device=ids.device, dtype=torch.int64)
+    return counts.scatter_add_(0, ids, torch.ones_like(ids))
+
+
+def class_weights(labels, num_classes, ignore_label=None, counts=None):
     """α_c, "the inverse of the per-pixel class frequency", counted in this batch (Sec. 2).
 
         α_c = B·H·W / (K · pixels of class c),      K = number of classes present
@@ -40,16 +48,15 @@ def class_weights(labels, num_classes, ignore_label=None):
     much as the sky. Where nothing is unlabelled the weights average to 1 over the pixels, which
     keeps the real terms at the size of the fake term. Absent classes and `ignore_label` get 0.
 
-    labels: (B, H, W) int64. Returns (num_classes,) float32 on the labels' device.
+    labels: (B, H, W) int64. counts: count_classes of the whole batch, where `labels` are only one
+    process's share of it. Returns (num_classes,) float32 on the labels' device.
     """
-    ids = labels.flatten()
-    # scatter_add counts without making a GPU wait for the CPU, which bincount would.
-    counts = torch.zeros(num_classes, device=ids.device, dtype=torch.int64)
-    counts.scatter_add_(0, ids, torch.ones_like(ids))
-    if ignore_label is not None:
-        counts[ignore_label] = 0
+    if counts is None:
+        counts = count_classes(labels, num_classes)
     present = counts > 0
-    return present * ids.numel() / (present.sum() * counts).clamp(min=1)     # 0 for the absent
+    if ignore_label is not None:
+        present[ignore_label] = False
+    return present * counts.sum() / (present.sum() * counts).clamp(min=1)    # 0 for the absent
 
 
 # ---- The (N+1)-class cross-entropy -------------------------------------------------------------
@@ -90,14 +97,21 @@ def fake_loss(logits):
 # seams and has to look at content and at the shape of the borders.
 
 
-def labelmix_mask(labels, num_classes, generator=None):
+def throw_coins(batch, num_classes, generator=None):
+    """A fair coin, 0 or 1, for each class of each image: (B, N) int64 on the CPU."""
+    return torch.randint(0, 2, (batch, num_classes), generator=generator)
+
+
+def labelmix_mask(labels, num_classes, generator=None, coins=None):
     """M: one fair coin for each class of each image decides for all of the class's pixels.
 
     The coins are thrown into a (B, N) table first and looked up by label afterwards, so the
     classes of an image are independent of each other. labels (B, H, W) int64; `generator`: a CPU
-    torch.Generator. Returns (B, 1, H, W) float32: 1 takes the real image, 0 the generated one.
+    torch.Generator, or `coins` that throw_coins has thrown already. Returns (B, 1, H, W) float32:
+    1 takes the real image, 0 the generated one.
     """
-    coins = torch.randint(0, 2, (len(labels), num_classes), generator=generator)
+    if coins is None:
+        coins = throw_coins(len(labels), num_classes, generator)
     coins = coins.to(labels.device, non_blocking=True)
     mask = coins.gather(1, labels.flatten(1)).view_as(labels)
     return mask[:, None].float()

@@ -520,6 +520,7 @@ def show(scorer, scores, per_class):
 def main(argv=None):
     """Command line. Exit code 0, or 2 with one sentence on what was wrong with the request."""
     args = parse_arguments(argv)
+    oasis.keep_freed_memory()
     gpu = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         if "RANK" in os.environ:                       # set by torchrun

@@ -516,6 +516,7 @@ def parse_arguments(argv):
 def main(argv=None):
     """The command line; returns the exit code."""
     args = parse_arguments(argv)
+    oasis.keep_freed_memory()
     try:
         run(args)
     except (SampleError, data.DataError, oasis.CheckpointError) as error:

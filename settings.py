@@ -65,6 +65,8 @@ class Settings:
     lambda_kl: float = option(0.05, "λ, weight of the KL term of SPADE's encoder")
     ema_decay: float = option(0.9999, "decay of the generator's moving average")
     precision: str = option("fp32", "fp32, or bf16: networks in bfloat16, losses in float32")
+    compile: bool = option(False, "torch.compile both networks: minutes of waiting, then faster "
+                           "steps on a GPU")
     seed: int = option(0, "decides every random number of the training")
     data_seed: int = option(0, "decides what it learns from: the drawn scenes, crops and flips")
 

@@ -21,9 +21,9 @@ import contextlib
 import copy
 import csv
 import dataclasses
+import gc
 import hashlib
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -40,6 +40,8 @@ import metrics
 import models
 import oasis
 import spade
+from processes import (end, in_any_process, is_first, noted_signals, outside_cause,
+                       resume_command, start_processes)
 from settings import (SettingsError, check_settings, metric_names, parse_arguments,
                       settings_of_resumed_run)
 
@@ -48,35 +50,10 @@ import matplotlib.pyplot as plt  # noqa: E402  (the line above must come first)
 
 
 class TrainingStopped(RuntimeError):
-    """The run ended early: a signal, a non-finite loss, a full disk; the message says which."""
+    """The run ended early: a signal, a non-finite loss, a full disk; the message says which.
 
-
-# ---- Several processes, one path ---------------------------------------------------------------
-
-
-def start_processes():
-    """Returns (rank, number of processes, device). Plain `python train.py` is rank 0 of 1."""
-    on_gpu = torch.cuda.is_available()
-    if "RANK" not in os.environ:                       # torchrun sets it
-        return 0, 1, torch.device("cuda" if on_gpu else "cpu")
-    local_rank, device = int(os.environ["LOCAL_RANK"]), torch.device("cpu")
-    if on_gpu:
-        if local_rank >= torch.cuda.device_count():
-            raise SettingsError(f"--nproc_per_node: process {local_rank} has no GPU, this machine "
-                                f"has {torch.cuda.device_count()}")
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
-    return dist.get_rank(), dist.get_world_size(), device
-
-
-def in_any_process(flag):
-    """Is it true in any process? Asked between the CPUs, so that no GPU is waited for."""
-    if not dist.is_initialized():
-        return flag
-    votes = torch.tensor(int(flag))
-    dist.all_reduce(votes, dist.ReduceOp.MAX)
-    return bool(votes)
+    Either all processes meet it in the same step or rank 0 alone does, so rank 0 speaks.
+    """
 
 
 def random_stream(seed, purpose, step):
@@ -224,6 +201,7 @@ class State:
             "optimizer_G": self.optimizer_G.state_dict(),
             "optimizer_D": self.optimizer_D.state_dict(),
             "step": self.step, "seconds": self.seconds, "best": self.best, "recent": self.recent,
+            "processes": dist.get_world_size() if dist.is_initialized() else 1,
         }
 
     def load(self, checkpoint):
@@ -291,7 +269,7 @@ def log_losses(s, state, run_dir, writes):
     """
     filled = (state.step - 1) % s.log_every + 1
     count = min(filled, state.step - state.recent_from)
-    recent = state.recent[filled - count:filled].clone()
+    recent = state.recent[filled - count:filled]        # a view: the checkpoint gets the means, too
     if dist.is_initialized():
         dist.all_reduce(recent)                         # not finite here: not finite everywhere
         recent /= dist.get_world_size()
@@ -356,6 +334,7 @@ def save_curves(run_dir):
     figure.tight_layout()
     figure.savefig(run_dir / "curves.png", dpi=80)
     plt.close(figure)
+    gc.collect()        # a figure refers to itself; uncollected, they pile up to 100 MB in a run
 
 
 # ---- The loop ----------------------------------------------------------------------------------
@@ -402,38 +381,44 @@ def spread(state, world_size, device):
         for network in (state.G, state.D)]
 
 
-@contextlib.contextmanager
-def noted_signals():
-    """Inside, Ctrl-C and SIGTERM only fill the list this yields: the step is finished first.
-
-    A second one ends the program at once.
-    """
-    noted, handlers = [], {}
-
-    def note(number, _):
-        noted.append(number)
-        signal.signal(number, handlers[number])
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        handlers[number] = signal.signal(number, note)
-    try:
-        yield noted
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
 def draw(s, step, labels, train_set, rank, world_size):
     """What the losses need besides the batch: noise z (B, 64), LabelMix mask M, class weights α.
 
-    Noise is drawn for the whole batch and shared out, so it does not depend on the number of
-    processes. LabelMix coins and class weights are those of each process's own images.
+    All three are those of the whole batch, however many processes share it. Noise and coins are
+    drawn for all images, and each process takes those of its own [rank::world_size]; the pixels
+    of each class are added up over the processes, N integers a step. Every loss is a mean over
+    images, and the shares are equal, so the mean of the processes' gradients, which is what
+    DistributedDataParallel takes, is the gradient of the whole batch. One thing is left that sees
+    a share only: batch norm, on CPUs; on GPUs it is synchronised (spread).
     """
+    classes, own = train_set.num_classes, slice(rank, None, world_size)
+    counts = losses.count_classes(labels, classes)
+    summing = dist.all_reduce(counts, async_op=True) if dist.is_initialized() else None
     z = torch.randn(s.batch_size, s.noise_dim, generator=random_stream(s.seed, "noise", step))
-    coins = random_stream(s.seed, f"coins of {rank}/{world_size}", step)
-    return (z[rank::world_size].to(labels.device, non_blocking=True),
-            losses.labelmix_mask(labels, train_set.num_classes, coins),
-            losses.class_weights(labels, train_set.num_classes, train_set.ignore_label))
+    coins = losses.throw_coins(s.batch_size, classes, random_stream(s.seed, "coins", step))
+    if summing:
+        summing.wait()      # on a GPU it is the GPU's queue that waits, not this program
+    return (z[own].to(labels.device, non_blocking=True),
+            losses.labelmix_mask(labels, classes, coins=coins[own]),
+            losses.class_weights(labels, classes, train_set.ignore_label, counts))
+
+
+def take_up(s, state, checkpoint, train_set, total_steps, world_size):
+    """Load the checkpoint, if this run can go on with it; say so if it was split otherwise."""
+    if list(train_set.class_names) != checkpoint["dataset"]["class_names"]:
+        raise SettingsError(f"{s.run_dir} was trained on other classes than {s.data_root} has "
+                            f"now; start another --run-dir")
+    state.load(checkpoint)
+    if state.step >= total_steps:
+        raise SettingsError(f"{s.run_dir} is complete, {state.step} steps of {total_steps}; more "
+                            f"are trained by --resume --steps N")
+    before = checkpoint.get("processes", world_size)
+    if before != world_size and is_first():
+        on_cpu = "; batch norm sees only those, on CPUs" * (state.recent.device.type == "cpu")
+        print(f"{s.run_dir} was trained by {before} process{'es' * (before > 1)} so far, now by "
+              f"{world_size}: a step's {s.batch_size} images, noise and losses stay the same, each "
+              f"process takes {s.batch_size // world_size} images instead of "
+              f"{s.batch_size // before}{on_cpu}")
 
 
 def train(s, checkpoint=None):
@@ -443,15 +428,12 @@ def train(s, checkpoint=None):
     train_set, val_set = open_data(s)
     perceptual = models.perceptual_loss(s, device)
     state = State(s, train_set.num_classes, device)
-    if checkpoint is not None:
-        if list(train_set.class_names) != checkpoint["dataset"]["class_names"]:
-            raise SettingsError(f"{s.run_dir} was trained on other classes than {s.data_root} has "
-                                f"now; start another --run-dir")
-        state.load(checkpoint)
     total_steps = s.steps or s.epochs * (len(train_set) // s.batch_size)
-    if state.step >= total_steps:
-        raise SettingsError(f"{s.run_dir} is complete, {state.step} steps of {total_steps}; more "
-                            f"are trained by --resume --steps N")
+    if checkpoint is not None:
+        take_up(s, state, checkpoint, train_set, total_steps, world_size)
+    if s.compile:       # in place: names of weights, and so checkpoints, stay as they are
+        state.G.compile()
+        state.D.compile()
     G, D = spread(state, world_size, device)
     run_dir = Path(s.run_dir)
     if rank == 0:
@@ -472,7 +454,7 @@ def train(s, checkpoint=None):
     if checkpoint is None:      # step 0: the untrained networks, and proof that all of it works
         report(s, state, scorer, val_set, label_batches, scores, bar)
 
-    with noted_signals() as signals:
+    with noted_signals() as signals, bar:
         for step in range(state.step + 1, total_steps + 1):
             real, labels = (t.to(device, non_blocking=True) for t in next(batches))
             real = real.contiguous(memory_format=torch.channels_last)
@@ -489,9 +471,11 @@ def train(s, checkpoint=None):
                    last=step == total_steps)
             bar.update()
             if stop:
+                # Rank 0 has saved when it comes here. Whoever left earlier would end the job:
+                # torchrun ends all processes as soon as one has gone.
+                in_any_process(stop)
                 raise TrainingStopped(f"stopped after step {step} as asked, all is saved; go on "
-                                      f"by: python train.py --run-dir {s.run_dir} --resume")
-    bar.close()
+                                      f"by: {resume_command(s.run_dir)}")
     return scores, scorer
 
 
@@ -539,6 +523,7 @@ def report(s, state, scorer, val_set, label_batches, scores, bar, stop=False, la
 def main(argv=None):
     """Command line. Exit code 0: done; 2: a mistake in the request; 1: the run had to stop."""
     s, given = parse_arguments(argv)
+    oasis.keep_freed_memory()
     checkpoint = None
     try:
         if s.resume:
@@ -548,32 +533,30 @@ def main(argv=None):
                                 f"choose another folder with --run-dir")
         s.data_root = str(Path(s.data_root).resolve()) if s.data_root else ""
         scores, scorer = train(s, checkpoint)
-        if os.environ.get("RANK", "0") == "0":
+        if is_first():
             print("\nScores of the averaged generator after the last step:" if scores else "")
             metrics.show(scorer, scores, per_class=False)
             print(f"\nDone: pictures, latest.pt and best.pt are in {s.run_dir}. "
                   f"Next: python sample.py")
     except (SettingsError, data.DataError, oasis.CheckpointError, metrics.MetricsError) as e:
-        print(f"train.py: error: {e}", file=sys.stderr)
-        sys.exit(2)
-    except (TrainingStopped, OSError) as e:         # OSError: a row or picture met a full disk
-        print(f"train.py: {e}", file=sys.stderr)
+        end(f"error: {e}", 2)
+    except TrainingStopped as e:
+        if is_first():
+            end(e, 1)
         sys.exit(1)
+    except OSError as e:                            # a row or picture met a full disk
+        end(e, 1)
     except torch.OutOfMemoryError:
-        print(f"train.py: the GPU's memory does not hold --batch-size {s.batch_size} at "
-              f"{s.height}×{s.width}; choose a smaller batch, size or --channels, or "
-              f"--precision bf16", file=sys.stderr)
-        sys.exit(1)
+        end(f"the GPU's memory does not hold --batch-size {s.batch_size} at {s.height}×{s.width}; "
+            f"choose a smaller batch, size or --channels, or --precision bf16", 1)
     except RuntimeError as e:
-        if "DataLoader worker" not in str(e):
+        cause = outside_cause(e)
+        if cause is None:
             raise
-        print(f"train.py: a process that loads images was ended from outside; the last checkpoint "
-              f"is whole, go on by: python train.py --run-dir {s.run_dir} --resume", file=sys.stderr)
-        sys.exit(1)
+        end(f"{cause}; the last checkpoint, if there is one, is whole; go on by: "
+            f"{resume_command(s.run_dir)}", 1)
     except KeyboardInterrupt:
-        print("train.py: interrupted at once; the last checkpoint, if there is one, is whole",
-              file=sys.stderr)
-        sys.exit(1)
+        end("interrupted at once; the last checkpoint, if there is one, is whole", 1)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
