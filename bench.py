@@ -40,16 +40,16 @@ def convolution_work(network, height, width):
     for name, layer in network.named_modules():
         if not isinstance(layer, nn.Conv2d):
             continue
-        stage, index = (name.split(".") + ["0"])[:2]
-        halvings = {"blocks": lambda i: len(network.blocks) - 1 - i,
-                    "first": lambda _: len(network.blocks) - 1,
-                    "encoder": lambda i: i,
-                    "decoder": lambda i: len(network.decoder) - 1 - i,
-                    "last": lambda _: 0}[stage](int(index) if index.isdigit() else 0)
+        stage, _, rest = name.partition(".")
+        index = int(rest.split(".")[0]) if rest else 0
+        halvings = {"first": lambda: len(network.blocks) - 1,
+                    "blocks": lambda: len(network.blocks) - 1 - index,
+                    "encoder": lambda: index,
+                    "decoder": lambda: len(network.decoder) - 1 - index,
+                    "last": lambda: 0}[stage]()
         work = layer.weight.numel() * height * width // 4 ** halvings
-        part = ("SPADE, labels and noise" if name.endswith("shared") else
-                "SPADE, γ and β" if name.endswith("gamma_beta") else
-                {"blocks": "blocks"}.get(stage, stage))
+        part = {"shared": "SPADE's labels and noise", "gamma_beta": "SPADE's γ and β"}.get(
+            name.split(".")[-1], stage)
         from_data = name.endswith("shared") or name in ("first", "encoder.0.conv_1",
                                                         "encoder.0.conv_s")
         total, without = parts.get(part, (0, 0))
@@ -108,11 +108,17 @@ def measured_together(work, device, dtype, n, warm_up):
 
 # ---- The two workloads -------------------------------------------------------------------------
 
+CLASSES = {"ade20k": 151, "ade20k-outdoors": 151, "coco-stuff": 183, "cityscapes": 35, "toy": 10,
+           "folder": 20}        # a folder of photographs has its own number; this one is typical
+
 
 def workloads(s, device):
     """(functions to time {"train", "generate"}, the State they work on) on random data."""
-    num_classes = {"coco-stuff": 183, "cityscapes": 35, "toy": 10}.get(s.preset, 151)
+    num_classes = CLASSES[s.preset]
     state = train.State(s, num_classes, device)
+    if s.compile:
+        for network in (state.G, state.D, state.ema):
+            network.compile()
     cells = torch.randint(0, num_classes, (s.batch_size, -(-s.height // 16), -(-s.width // 16)))
     labels = cells.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, :s.height, :s.width]
     labels = labels.to(device)
@@ -126,7 +132,7 @@ def workloads(s, device):
 
     def step():
         train.training_step(state.G, state.D, state.D, state.optimizer_G, state.optimizer_D, real,
-                            labels, noise, mask, weights, s.lambda_labelmix, precision)
+                            labels, noise, mask, weights, s.lambda_labelmix, precision=precision)
         train.update_ema(state.ema, state.G, s.ema_decay)
 
     @torch.no_grad()
@@ -151,9 +157,9 @@ def print_work(state, s):
     for network in (state.G, state.D):
         work = convolution_work(network, s.height, s.width)
         print(f"  {type(network).__name__:14s}" + ", ".join(
-            f"{part} {total / 1e9:.1f}" for part, (total, _) in work.items()))
+            f"{part} {total / 1e9:.3g}" for part, (total, _) in work.items()))
     flops = nominal_flops(state.G, state.D, s.height, s.width)
-    print("nominal GFLOP per image: " + ", ".join(f"{k} {v / 1e9:,.0f}" for k, v in flops.items()))
+    print("nominal GFLOP per image: " + ", ".join(f"{k} {v / 1e9:,.4g}" for k, v in flops.items()))
     return {"train": flops["generator step"] + flops["discriminator step"],
             "generate": flops["generate"]}
 
@@ -170,6 +176,8 @@ def main(argv=None):
         settings.check_settings(s, 1)
         if args.n < 1:
             raise settings.SettingsError(f"-n {args.n}: at least one run is needed")
+        if s.model != "oasis":
+            raise settings.SettingsError(f"--model {s.model}: only oasis has a nominal work here")
     except settings.SettingsError as e:
         print(f"bench.py: error: {e}", file=sys.stderr)
         sys.exit(2)

@@ -1,6 +1,7 @@
 """What makes the code fast leaves the results as they are; what bench.py counts is what the plain form costs."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -186,3 +187,32 @@ def test_nominal_work_of_the_full_size_model():
         flops = bench.nominal_flops(oasis.Generator(151), oasis.Discriminator(151), 256, 256)
     assert {k: round(v / 1e9) for k, v in flops.items()} == {
         "generate": 389, "generator step": 1329, "discriminator step": 1267}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_bench_prints_work_times_and_ratios(capsys, precision):
+    bench.main(["-n", "1", "--height", "32", "--width", "32", "--batch-size", "2", "--precision", precision])
+    out = capsys.readouterr().out
+    assert "multiply-adds per 32×32 image" in out and f"batch 2, {precision}" in out
+    for name in ("train", "generate"):
+        assert re.search(rf"{name} +[\d.]+ images/s .* ratio [\d.]+ of .* peak memory [\d.]+ GiB", out), out
+
+
+def test_bench_refuses_what_it_cannot_measure(capsys):
+    for arguments, sentence in ((["-n", "0"], "-n 0: at least one"), (["--model", "spade+"], "only oasis"),
+                                (["--height", "60"], "multiple of 8")):
+        with pytest.raises(SystemExit) as e:
+            bench.main(arguments)
+        assert e.value.code == 2 and sentence in capsys.readouterr().err
+
+
+def test_compiled_networks_draw_the_same():
+    """Traced as torch.compile traces them; the generated code of a backend is PyTorch's to test."""
+    labels, noise, real, _ = batch()
+    (G, D), _ = pair()
+    plain_G, plain_D = copy.deepcopy(G), copy.deepcopy(D)
+    names = list(G.state_dict())
+    G.compile(backend="aot_eager")
+    D.compile(backend="aot_eager")
+    compare(D(G(labels, noise)), plain_D(plain_G(labels, noise)), G, plain_G)
+    assert list(G.state_dict()) == names                 # a compiled run's checkpoint is a plain one
