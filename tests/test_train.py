@@ -39,8 +39,9 @@ def run_tiny(folder, *more):
 
 
 def start_tiny(folder, *more):
-    """The same in a process of its own, which can be killed. All threads as in this process."""
-    command = [sys.executable, "-c", "import torch, train; torch.set_num_threads(2); train.main()"]
+    """The same in a process of its own, which can be killed. As many threads as in this one."""
+    threads = f"torch.set_num_threads({torch.get_num_threads()})"
+    command = [sys.executable, "-c", f"import torch, train; {threads}; train.main()"]
     return subprocess.Popen([*command, *TINY, "--run-dir", str(folder), *more], cwd=ROOT,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
