@@ -131,7 +131,7 @@ def draw_bars(axis, shapes, colours):
         axis.text(x, -height / 2 - 0.15, f"{size}²", ha="center", va="top", fontsize=8, color="0.4")
     for x in range(len(shapes) - 1):
         axis.annotate("", (x + 0.62, 0), (x + 0.42, 0), arrowprops=dict(arrowstyle="->", lw=0.8))
-    axis.set_xlim(-0.8, 13)
+    axis.set_xlim(-0.6, 15.2)
     axis.axis("off")
 
 
@@ -143,10 +143,10 @@ def draw_generator(axis, G, size):
     for x, (name, _, height) in enumerate(shapes[:-1]):
         axis.annotate("", (x, -math.log2(height) / 2 - 0.75), (x, -6.0),
                       arrowprops=dict(arrowstyle="->", color="#b5651d"))
-    axis.text(len(shapes) / 2 - 1, -6.1, f"label map (one-hot, {G.num_classes} channels) and 3D "
-              f"noise ({G.noise_dim} channels), at each block's size", ha="center", va="top",
+    axis.text(-0.4, -6.1, f"label map (one-hot, {G.num_classes} channels) and 3D "
+              f"noise ({G.noise_dim} channels), at each block's size", ha="left", va="top",
               color="#b5651d", fontsize=10)
-    axis.text(len(shapes) - 0.4, 0, "tanh: image", va="center", fontsize=10)
+    axis.text(len(shapes) - 0.6, 0, "tanh: image", va="center", fontsize=10)
     axis.set_ylim(-6.8, 5.2)
     axis.set_title(f"Generator: {len(G.blocks)} residual blocks with SPADE, ×2 between two",
                    loc="left", fontsize=11)
@@ -165,7 +165,7 @@ def draw_discriminator(axis, D, size):
             top = math.log2(side) / 2 + 0.75
             axis.annotate("", (end, top), (start, top), arrowprops=dict(
                 arrowstyle="->", color="0.3", connectionstyle="arc3,rad=-0.22", lw=0.9))
-    axis.text(len(shapes) - 0.4, 0, f"per pixel:\n{D.num_classes} classes\nand \"fake\"",
+    axis.text(len(shapes) - 0.6, 0, f"per pixel:\n{D.num_classes} classes\nand \"fake\"",
               va="center", fontsize=10)
     axis.set_ylim(-5, 7.2)
     axis.set_title("Discriminator: a U-Net that segments; arcs hand on fine detail", loc="left",

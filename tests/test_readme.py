@@ -173,7 +173,6 @@ def run_command(words, trained):
 
     with (contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed),
           pytest.MonkeyPatch.context() as patch):
-        patch.setattr(toy, "draw_scene", functools.lru_cache(4096)(toy.draw_scene))
         if costly:
             patch.setattr(module, costly, reached)
         try:
@@ -233,3 +232,230 @@ def test_a_command_runs(words, workplace, monkeypatch):
     monkeypatch.chdir(folder)
     problem = run_command(words, trained)
     assert problem is None, problem
+
+
+# ---- Names ---------------------------------------------------------------------------------------
+
+
+@functools.cache
+def options(script):
+    """The options that a script's --help, or torchrun's, tells of."""
+    if script == "torchrun":
+        return set(re.findall(r"--[a-z][\w-]*", torch.distributed.run.get_args_parser().format_help()))
+    printed, module = io.StringIO(), importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        module.main(["--help"])
+    more = options("train.py") if script in ("ablation.py", "bench.py") else set()
+    return set(re.findall(r"--[a-z][\w-]*", printed.getvalue())) | more
+
+
+SCRIPTS_WITH_OPTIONS = ("train.py", "sample.py", "metrics.py", "data.py", "ablation.py", "bench.py", "losses.py",
+                        "assets/figures.py", "torchrun")
+
+
+def wrong_names(text):
+    """Sentences on files, attributes and options in backticks, and on imports in Python blocks, that do not exist."""
+    problems = []
+    for line, span in backticked(text):
+        words = span.split()
+        for word in words:
+            if (re.fullmatch(r"[\w./-]+\.py|(assets|tests|results)/[\w./-]+", word)
+                    and not any((folder / word).exists() for folder in (ROOT, ROOT / "tests"))):
+                problems.append(f"line {line}: there is no file {word}")
+        named = re.match(r"([a-z_]+)\.([A-Za-z_][\w.]*)", span)
+        if named and named[1] in MODULES and not re.fullmatch(r"py|png|csv|json|txt|md|pth?|gif", named[2]):
+            found = importlib.import_module(named[1])
+            for part in named[2].rstrip(".").split("."):
+                if not hasattr(found, part):
+                    problems.append(f"line {line}: there is no {named[0]}")
+                    break
+                found = getattr(found, part)
+        scripts = [w for w in words if w in SCRIPTS_WITH_OPTIONS] or SCRIPTS_WITH_OPTIONS
+        for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", span):
+            if not any(option in options(script) for script in scripts):
+                problems.append(f"line {line}: {option} is no option of {', '.join(scripts)}")
+    for block in read_blocks(text):
+        for node in ast.walk(ast.parse(block.text())) if block.language == "python" else ():
+            if isinstance(node, ast.ImportFrom) and node.module in MODULES:
+                problems += [f"line {block.line}: there is no {node.module}.{name.name}" for name in node.names
+                             if not hasattr(importlib.import_module(node.module), name.name)]
+    return problems
+
+
+# ---- Links and pictures --------------------------------------------------------------------------
+
+
+def anchor(heading):
+    """What a link to a heading is called: lower case, no punctuation, hyphens for spaces."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+
+
+def broken_links(text):
+    """Sentences on relative links and pictures that lead nowhere."""
+    prose = "\n\n".join(block.text() for block in read_blocks(text) if block.language is None)
+    prose = re.sub(r"`[^`]+`", "", prose)
+    anchors = {anchor(heading) for heading in re.findall(r"^#+ (.+)$", text, re.M)}
+    problems = []
+    for target in re.findall(r"\]\(([^)\s]+)[^)]*\)|(?:src|href)=\"([^\"]+)\"", prose):
+        target = target[0] or target[1]
+        path, _, section = target.partition("#")
+        if re.match(r"[a-z]+:", target):
+            continue
+        if path and not (ROOT / path).exists() or not path and section not in anchors:
+            problems.append(f"the link to {target} leads nowhere")
+    return problems
+
+
+# ---- Figures -------------------------------------------------------------------------------------
+
+MARKER = re.compile(r"<!-- figures: (.+?) -->\s*")
+NUMBER = re.compile(r"(?<![\w.,])[-−]?(\d+(?:,\d{3})*)(\.\d+)?(e[-−]?\d+)?(\s?%|M\b)?(?!\w)")
+NOT_FIGURES = re.compile(
+    r"`[^`]*`|!\[[^\]]*\]\([^)]*\)|\]\([^)]*\)|<[^>]*>"                     # code, pictures, targets of links, html
+    r"|\b(?:Eq|Fig|Figure|Table|Sec|Section)s?\.? ?\d+(?:(?:, | and |–)\d+)*"  # references to the paper
+    r"|\d+(?: ?× ?\d+)+|\d+(?:\.\d+){2,}|\b[A-Za-z] ?[+−-] ?1\b")              # sizes, versions, N + 1
+
+
+def quoted_numbers(text):
+    """[(as shown, value, half a unit of its last digit, what one unit may stand for)]"""
+    found = []
+    for match in NUMBER.finditer(NOT_FIGURES.sub(" ", text)):
+        whole, decimals, exponent, unit = match.groups()
+        power = 10.0 ** int((exponent or "e0")[1:].replace("−", "-"))
+        value = float(whole.replace(",", "") + (decimals or "")) * power
+        half = 0.5 * power * 10.0 ** -len((decimals or ".")[1:])
+        sign = -1 if match[0][0] in "-−" else 1
+        found.append((match[0].strip(), sign * value, half, {"%": 100, "M": 1e-6}.get((unit or "").strip(), 1)))
+    return found
+
+
+def numbers_in(text):
+    """All numbers of a results file, as an array."""
+    found = re.findall(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][-+]?\d+)?(?![\d])", text)
+    return np.array([float(number.replace(",", "")) for number in found] or [np.nan])
+
+
+@functools.cache
+def printed_by_the_code():
+    import oasis
+    import spade
+    import train
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        oasis.main()
+        spade.main()
+        train.main(["--help"])
+    return printed.getvalue()
+
+
+def numbers_of(marker):
+    """The numbers that a marker's sources hold, or None where figures are given by hand. FileNotFoundError."""
+    if marker.startswith("by hand: "):
+        return None
+    if marker == "code":
+        return numbers_in(printed_by_the_code())
+    paths = ["tests/golden/paper_figures.txt"] if marker == "paper" else marker.split()
+    return np.concatenate([numbers_in((ROOT / path).read_text(encoding="utf-8")) for path in paths])
+
+
+def wrong_figures(text):
+    """Sentences on tables without a marker, and on numbers that no file of their marker holds."""
+    problems, marker = [], None
+    for block in read_blocks(text):
+        content, found = block.text(), MARKER.match(block.text())
+        if found and block.language is None:
+            marker, content = found[1], content[found.end():]
+            if not content:                 # the comment stands alone: it speaks of the next block
+                continue
+        quoted = quoted_numbers(content)
+        if marker is None:
+            if quoted and block.language is None and re.search(r"^\|", content, re.M):
+                problems.append(f"line {block.line}: a table with figures ({quoted[0][0]}, …) and no marker; put "
+                                f"<!-- figures: results/FILE --> before it")
+            continue
+        try:
+            pool = numbers_of(marker)
+        except FileNotFoundError as e:
+            problems.append(f"line {block.line}: the marker names {e.filename}, which does not exist")
+            pool = None
+        for shown, value, half, unit in quoted if pool is not None else ():
+            close = [np.abs(scale * pool - value) <= half * (1 + 1e-9) for scale in (1, unit)]
+            if not np.any(close):
+                problems.append(f"line {block.line}: {shown} is not in {marker}")
+        marker = None
+    return problems
+
+
+# ---- The README, and the checks themselves -------------------------------------------------------
+
+
+def test_every_name_in_backticks_exists():
+    assert wrong_names(README) == []
+
+
+def test_every_link_leads_somewhere_and_every_picture_is_used():
+    unused = [path.name for path in (ROOT / "assets").glob("*.png") if f"assets/{path.name}" not in README]
+    assert broken_links(README) == [] and unused == []
+
+
+def test_every_figure_is_in_the_file_that_its_marker_names():
+    by_hand = [reason for reason in MARKER.findall(README) if reason.startswith("by hand")]
+    assert wrong_figures(README) == [], f"not checked: {by_hand}"
+
+
+WRONG = """# Title
+See [there](no_such_file.md), [below](#title), [nowhere](#else), ![picture](assets/none.png) and `no_file.py`,
+`oasis.py`, `oasis.Generator`, `oasis.NoSuchThing`, `sample.py --num`, `sample.py --lr-g`, `--no-such-option`.
+
+    python no_file.py            # unknown
+    python train.py --preset moon
+    torchrun --no-such 8 train.py
+
+```python
+from oasis import Generator, Painter
+```
+
+| FID | of |
+|---|---|
+| 28.4 | no marker |
+
+<!-- figures: paper -->
+| FID | size | FID of the other |
+|---|---|---|
+| 28.4 | 64×64, `99.9` | 28.5 |
+
+<!-- figures: paper -->
+
+OASIS (94M, Table 1) has 28, not 28.35 or 27, mIoU 0.506 and 50.6 %.
+
+<!-- figures: results/none.csv -->
+One figure: 3.
+
+<!-- figures: by hand: a guess -->
+| 12345 |
+|---|
+"""
+
+
+def test_the_checks_find_what_is_wrong():
+    assert wrong_names(WRONG) == [
+        "line 2: there is no file no_file.py", "line 2: there is no oasis.NoSuchThing",
+        "line 2: --lr-g is no option of sample.py",
+        f"line 2: --no-such-option is no option of {', '.join(SCRIPTS_WITH_OPTIONS)}",
+        "line 9: there is no oasis.Painter"]
+    assert broken_links(WRONG) == [f"the link to {target} leads nowhere" for target in
+                                   ("no_such_file.md", "#else", "assets/none.png")]
+    missing, *others = wrong_figures(WRONG)
+    assert missing.startswith("line 13: a table with figures (28.4, …) and no marker")
+    assert others[:-1] == [f"line {line}: {number} is not in paper" for line, number in
+                           ((17, "28.5"), (24, "28.35"), (24, "27"), (24, "0.506"))]
+    assert others[-1].startswith("line 26: the marker names") and "none.csv, which does not exist" in others[-1]
+    unknown, moon, launcher = [run_command(words, set()) for words in commands(WRONG)]
+    assert "knows no small form of no_file.py" in unknown
+    assert "invalid choice: 'moon'" in moon and "no-such" in launcher
+
+
+def test_a_number_is_compared_at_the_precision_shown():
+    assert [(shown, half) for shown, _, half, _ in quoted_numbers("3.00 ± 0.1, 2,000 and 24 %, 1e-5; N + 1, 3D, Eq. 1")] == [
+        ("3.00", 0.005), ("0.1", 0.05), ("2,000", 0.5), ("24 %", 0.5), ("1e-5", pytest.approx(5e-6))]
+    assert numbers_in('{"a": 0.7108, "b3": [-2e-3, 74,314,691]}').tolist() == [0.7108, -0.002, 74314691]
