@@ -64,7 +64,7 @@ def overview(run, out, region="sky", scenes=2):
     """
     model = pictures.load_model(run / "latest.pt")
     val_set = data.open_dataset(model.preset, "val", model.size, model.data_root, seed=model.seed)
-    wanted, groups = pictures.class_id(region, model.class_names), [[], [], []]
+    wanted, groups = pictures.class_id(region, model.class_names), ([], [], [])
     noises = oasis.noise_from_seeds(range(6), model.generator.noise_dim)
     for i in range(len(val_set)):
         labels = val_set[i][1].numpy()
@@ -77,6 +77,8 @@ def overview(run, out, region="sky", scenes=2):
         groups[2].append(list(pictures.paint(model.generator, labels, local)))
         if len(groups[0]) == scenes:
             break
+    if not groups[0]:
+        raise pictures.SampleError(f"{run}: no validation label map has a fair share of {region}")
     captions = "label map", "four noises, four scenes", f"the first again: only another {region}"
     write(captioned(zip(captions, groups)), out / "overview.png")
 

@@ -34,6 +34,7 @@ import torch
 import torch.distributed.run
 from PIL import Image
 
+import data
 import metrics
 import released_layout
 import settings
@@ -47,6 +48,10 @@ MODULES = {path.stem for path in ROOT.glob("*.py")}
 TINY = ["--height", "64", "--width", "64", "--channels", "2", "--num-blocks", "3", "--spade-hidden", "4", "--d-channels",
         "4", "8", "--patch-channels", "4", "8", "--batch-size", "2", "--workers", "0"]
 SHORT = ["--steps", "2", "--metrics", "none"]
+TOY_IMAGES = 60
+# One letter may stand for two things, depending on the option before it.
+SUBSTITUTES = {("--checkpoint", "F"): "runs/folder/latest.pt", ("--data-root", "D"): "my_photos",
+               ("--real", "R"): "photos", ("--fake", "F"): "generated", ("--recreate", "PHOTO"): "photo.jpg"}
 # What is appended to make a script's commands small; a script that is not here fails the test.
 SMALL = {"train.py": TINY + SHORT, "ablation.py": TINY + SHORT, "bench.py": TINY + ["-n", "1"],
          "sample.py": ["--limit", "2"], "metrics.py": ["--num-images", "8", "--segmenter-steps", "2"],
@@ -134,7 +139,10 @@ def shrink(script, argv, trained):
 
     trained: the (data, networks) that were trained in full so far.
     """
-    small, costly = argv + SMALL[script], {"ablation.py": "run_all", "bench.py": "workloads"}.get(script)
+    if "--help" in argv:
+        return argv, None
+    argv = [SUBSTITUTES.get(pair, pair[1]) for pair in zip(["", *argv], argv)]
+    small, costly = argv + SMALL[script], {"ablation.py": "steps_done", "bench.py": "workloads"}.get(script)
     if script == "data.py" and "--benchmark" in argv:
         costly = "benchmark"
     if script == "metrics.py":
@@ -173,6 +181,7 @@ def run_command(words, trained):
 
     with (contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed),
           pytest.MonkeyPatch.context() as patch):
+        patch.setattr(data, "open_dataset", functools.partial(data.open_dataset, num_images=TOY_IMAGES))
         if costly:
             patch.setattr(module, costly, reached)
         try:
@@ -197,7 +206,7 @@ def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for name in ("my_photos", "camvid", "D"):
+        for name in ("my_photos", "camvid"):
             tiny_datasets.write_folder(folder / name, train=4, val=8, size=(64, 64))
         tiny_datasets.write_ade20k(folder)
         tiny_datasets.write_coco(folder / "coco")
@@ -206,11 +215,10 @@ def workplace(tmp_path_factory):
         shutil.copy(ROOT / "ablation.txt", folder)
         for name in ("FOLDER", "maps", "six_label_maps"):
             shutil.copytree(folder / "my_photos/labels/val", folder / name)
-        for name in ("photos", "generated", "R"):
+        for name in ("photos", "generated"):
             shutil.copytree(folder / "my_photos/images/val", folder / name)
-        photo, labels = toy.draw_scene(0, 0, 64, 64)
-        for name in ("photo.jpg", "PHOTO.jpg"):
-            save_picture(folder / name, photo)
+        photo, _ = toy.draw_scene(0, 0, 64, 64)
+        save_picture(folder / "photo.jpg", photo)
         save_picture(folder / "drawn.png", np.where(np.arange(64) < 20, 255, 0)[None].repeat(64, 0).astype(np.uint8))
         save_picture(folder / "coloured/0.png", np.array([[0, 200, 0]], np.uint8)[None].repeat(64, 0).repeat(64, 1))
         (folder / "classes.txt").write_text("sky 0 0 200\ngrass 0 200 0\n")
@@ -219,7 +227,6 @@ def workplace(tmp_path_factory):
             problem = run_command(["python", "train.py", "--preset", preset, *root], set())
             assert problem is None, problem
             shutil.copytree(f"trained/{preset}-oasis-noise", f"runs/{preset}")
-        shutil.copy("runs/folder/latest.pt", "F")
         threads = torch.get_num_threads()
         torch.set_num_threads(1)        # on networks this small, two threads wait for each other
         yield folder, {("folder", "oasis", "noise"), ("toy", "oasis", "noise")}
