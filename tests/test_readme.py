@@ -1,20 +1,21 @@
-"""The README is true: its commands run, what it names exists, its figures come from files that a command wrote.
+"""The README is true: its commands run, what it names exists, its figures come from files.
 
 A figure is believed if a comment stands directly before its table, paragraph or block of code:
 
-    <!-- figures: results/toy.csv results/toy.json -->    each number below occurs in one of these files
-    <!-- figures: paper -->                               ... in tests/golden/paper_figures.txt
-    <!-- figures: code -->                                ... in what oasis.py, spade.py, train.py --help print
-    <!-- figures: by hand: REASON -->                     not checked
+    <!-- figures: results/toy.csv results/toy.json -->    each number occurs in one of these files
+    <!-- figures: paper -->              ... in tests/golden/paper_figures.txt
+    <!-- figures: code -->               ... in what oasis.py, spade.py and train.py --help print
+    <!-- figures: by hand: REASON -->    not checked
 
-A number occurs if one of theirs rounds to it at the precision shown (0.711 is 0.7108…); "%" and "M" may stand for a
-hundredth and a million. Numbers in `backticks`, sizes like 64×64, and references like Table 1 are no figures.
+A number occurs if one of theirs rounds to it at the precision shown (0.711 is 0.7108…); "%" and "M" may
+stand for a hundredth and a million. Numbers in `backticks`, sizes like 64×64, and references like Table 1
+are no figures.
 
-Commands run in one process, in a folder that holds what they name, with tiny networks and two steps; torchrun's as
-plain scripts. Only up to the first costly function (the options are parsed and checked) go: ablation.py, bench.py,
-data.py --benchmark, an exported segmenter, --compile, VGG19, and a training on data and networks that an earlier
-command has trained in full. The published layouts themselves are trained in test_end_to_end.py. Scores that need
-downloaded weights (FID, LPIPS) are left out.
+Commands run in this process, in a folder that holds what they name, with tiny networks and two steps;
+torchrun's as plain scripts. These go only as far as their first costly function, so that their options
+are parsed and checked: ablation.py, bench.py, data.py --benchmark, an exported segmenter, --compile,
+VGG19, and a training on data and networks that an earlier command has trained in full. Scores that need
+downloaded weights (FID, LPIPS) are left out. Each of these has a test file of its own.
 """
 
 import ast
@@ -45,8 +46,8 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MODULES = {path.stem for path in ROOT.glob("*.py")}
 
-TINY = ["--height", "64", "--width", "64", "--channels", "2", "--num-blocks", "3", "--spade-hidden", "4", "--d-channels",
-        "4", "8", "--patch-channels", "4", "8", "--batch-size", "2", "--workers", "0"]
+TINY = ["--height", "64", "--width", "64", "--channels", "2", "--num-blocks", "3", "--spade-hidden", "4",
+        "--d-channels", "4", "8", "--patch-channels", "4", "8", "--batch-size", "2", "--workers", "0"]
 SHORT = ["--steps", "2", "--metrics", "none"]
 TOY_IMAGES = 60
 # One letter may stand for two things, depending on the option before it.
@@ -55,7 +56,8 @@ SUBSTITUTES = {("--checkpoint", "F"): "runs/folder/latest.pt", ("--data-root", "
 # What is appended to make a script's commands small; a script that is not here fails the test.
 SMALL = {"train.py": TINY + SHORT, "ablation.py": TINY + SHORT, "bench.py": TINY + ["-n", "1"],
          "sample.py": ["--limit", "2"], "metrics.py": ["--num-images", "8", "--segmenter-steps", "2"],
-         "data.py": [], "oasis.py": [], "spade.py": [], "toy.py": [], "losses.py": [], "assets/figures.py": []}
+         "data.py": [], "oasis.py": [], "spade.py": [], "toy.py": [], "losses.py": [],
+         "assets/figures.py": []}
 
 
 # ---- Reading the README --------------------------------------------------------------------------
@@ -63,7 +65,7 @@ SMALL = {"train.py": TINY + SHORT, "ablation.py": TINY + SHORT, "bench.py": TINY
 
 @dataclass
 class Block:
-    """Lines without an empty one between them, or a block of code. language: None for prose and tables."""
+    """Lines without an empty one between them, or a block of code. language: None where it is no code."""
     line: int
     language: str | None
     lines: list
@@ -104,7 +106,7 @@ def backticked(text):
 
 
 def commands(text):
-    """[words] of each different `python FILE.py …` and `torchrun … FILE.py …`, in blocks and in backticks."""
+    """[words] of each different `python FILE.py …` and `torchrun … FILE.py …`, in blocks or backticks."""
     lines = [span for _, span in backticked(text)]
     for block in read_blocks(text):
         if block.language in ("", "bash", "sh", "shell", "console"):
@@ -124,6 +126,10 @@ def commands(text):
 
 class Reached(BaseException):
     """Raised in place of a costly function: all that comes before it has been carried out."""
+
+
+def load(script):
+    return importlib.import_module(script.removesuffix(".py").replace("/", "."))
 
 
 def split_command(words):
@@ -154,11 +160,13 @@ def shrink(script, argv, trained):
         s, _ = settings.parse_arguments(small)
         what = (s.preset, s.model, s.multimodal)
         if s.resume:
+            what = ("resumed", s.run_dir)
             small += ["--steps", "3"]
-            costly = None if s.run_dir == "runs/toy" else "settings_of_resumed_run"
+            costly = "settings_of_resumed_run" if s.run_dir != "runs/toy" or what in trained else None
         else:
             small += ["--run-dir", "trained/" + "-".join(what)]
             costly = "open_data" if s.lambda_vgg or s.compile or what in trained else None
+        if not costly:
             trained.add(what)
     return small, costly
 
@@ -173,8 +181,8 @@ def run_command(words, trained):
                 return f"`{shown}`: test_readme.py knows no small form of {script}; add one to SMALL"
             argv, costly = shrink(script, argv, trained)
     except SystemExit:
-        return f"`{shown}`: {printed.getvalue().strip().splitlines()[-1]}"
-    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+        return f"`{shown}`: {printed.getvalue().strip()[-500:]}"
+    module = load(script)
 
     def reached(*_, **__):
         raise Reached
@@ -185,7 +193,7 @@ def run_command(words, trained):
         if costly:
             patch.setattr(module, costly, reached)
         try:
-            code = module.main(argv) if module.main.__code__.co_argcount else module.main()
+            code = module.main(argv) if argv or module.main.__code__.co_argcount else module.main()
         except Reached:
             return None
         except SystemExit as e:
@@ -219,8 +227,8 @@ def workplace(tmp_path_factory):
             shutil.copytree(folder / "my_photos/images/val", folder / name)
         photo, _ = toy.draw_scene(0, 0, 64, 64)
         save_picture(folder / "photo.jpg", photo)
-        save_picture(folder / "drawn.png", np.where(np.arange(64) < 20, 255, 0)[None].repeat(64, 0).astype(np.uint8))
-        save_picture(folder / "coloured/0.png", np.array([[0, 200, 0]], np.uint8)[None].repeat(64, 0).repeat(64, 1))
+        save_picture(folder / "drawn.png", np.tri(64, 64, -20, dtype=np.uint8) * 255)
+        save_picture(folder / "coloured/0.png", np.full((64, 64, 3), (0, 200, 0), np.uint8))
         (folder / "classes.txt").write_text("sky 0 0 200\ngrass 0 200 0\n")
         torch.save(released_layout.fill(released_layout.generator_layout(2, 151), 0), "latest_EMA.pth")
         for preset, root in (("folder", ["--data-root", "my_photos"]), ("toy", [])):
@@ -243,25 +251,25 @@ def test_a_command_runs(words, workplace, monkeypatch):
 
 # ---- Names ---------------------------------------------------------------------------------------
 
+OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+SCRIPTS_WITH_OPTIONS = ("train.py", "sample.py", "metrics.py", "data.py", "ablation.py", "bench.py",
+                        "losses.py", "assets/figures.py", "torchrun")
+
 
 @functools.cache
 def options(script):
     """The options that a script's --help, or torchrun's, tells of."""
     if script == "torchrun":
-        return set(re.findall(r"--[a-z][\w-]*", torch.distributed.run.get_args_parser().format_help()))
-    printed, module = io.StringIO(), importlib.import_module(script.removesuffix(".py").replace("/", "."))
+        return set(OPTION.findall(torch.distributed.run.get_args_parser().format_help()))
+    printed, module = io.StringIO(), load(script)
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         module.main(["--help"])
     more = options("train.py") if script in ("ablation.py", "bench.py") else set()
-    return set(re.findall(r"--[a-z][\w-]*", printed.getvalue())) | more
-
-
-SCRIPTS_WITH_OPTIONS = ("train.py", "sample.py", "metrics.py", "data.py", "ablation.py", "bench.py", "losses.py",
-                        "assets/figures.py", "torchrun")
+    return set(OPTION.findall(printed.getvalue())) | more
 
 
 def wrong_names(text):
-    """Sentences on files, attributes and options in backticks, and on imports in Python blocks, that do not exist."""
+    """Sentences on files, attributes, options in backticks, and imports in Python, that do not exist."""
     problems = []
     for line, span in backticked(text):
         words = span.split()
@@ -270,7 +278,8 @@ def wrong_names(text):
                     and not any((folder / word).exists() for folder in (ROOT, ROOT / "tests"))):
                 problems.append(f"line {line}: there is no file {word}")
         named = re.match(r"([a-z_]+)\.([A-Za-z_][\w.]*)", span)
-        if named and named[1] in MODULES and not re.fullmatch(r"py|png|csv|json|txt|md|pth?|gif", named[2]):
+        if (named and named[1] in MODULES
+                and not re.fullmatch(r"py|png|csv|json|txt|md|pth?|gif", named[2])):
             found = importlib.import_module(named[1])
             for part in named[2].rstrip(".").split("."):
                 if not hasattr(found, part):
@@ -278,14 +287,14 @@ def wrong_names(text):
                     break
                 found = getattr(found, part)
         scripts = [w for w in words if w in SCRIPTS_WITH_OPTIONS] or SCRIPTS_WITH_OPTIONS
-        for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", span):
+        for option in OPTION.findall(span):
             if not any(option in options(script) for script in scripts):
                 problems.append(f"line {line}: {option} is no option of {', '.join(scripts)}")
     for block in read_blocks(text):
         for node in ast.walk(ast.parse(block.text())) if block.language == "python" else ():
             if isinstance(node, ast.ImportFrom) and node.module in MODULES:
-                problems += [f"line {block.line}: there is no {node.module}.{name.name}" for name in node.names
-                             if not hasattr(importlib.import_module(node.module), name.name)]
+                problems += [f"line {block.line}: there is no {node.module}.{name.name}" for name
+                             in node.names if not hasattr(importlib.import_module(node.module), name.name)]
     return problems
 
 
@@ -318,9 +327,9 @@ def broken_links(text):
 MARKER = re.compile(r"<!-- figures: (.+?) -->\s*")
 NUMBER = re.compile(r"(?<![\w.,])[-−]?(\d+(?:,\d{3})*)(\.\d+)?(e[-−]?\d+)?(\s?%|M\b)?(?!\w)")
 NOT_FIGURES = re.compile(
-    r"`[^`]*`|!\[[^\]]*\]\([^)]*\)|\]\([^)]*\)|<[^>]*>"                     # code, pictures, targets of links, html
-    r"|\b(?:Eq|Fig|Figure|Table|Sec|Section)s?\.? ?\d+(?:(?:, | and |–)\d+)*"  # references to the paper
-    r"|\d+(?: ?× ?\d+)+|\d+(?:\.\d+){2,}|\b[A-Za-z] ?[+−-] ?1\b")              # sizes, versions, N + 1
+    r"`[^`]*`|!\[[^\]]*\]\([^)]*\)|\]\([^)]*\)|<[^>]*>"                 # code, pictures, links, html
+    r"|\b(?:Eq|Fig|Figure|Table|Sec|Section)s?\.? ?\d+(?:(?:, | and |–)\d+)*"      # references
+    r"|\d+(?: ?× ?\d+)+|\d+(?:\.\d+){2,}|\b[A-Za-z] ?[+−-] ?1\b")          # sizes, versions, N + 1
 
 
 def quoted_numbers(text):
@@ -332,14 +341,16 @@ def quoted_numbers(text):
         value = float(whole.replace(",", "") + (decimals or "")) * power
         half = 0.5 * power * 10.0 ** -len((decimals or ".")[1:])
         sign = -1 if match[0][0] in "-−" else 1
-        found.append((match[0].strip(), sign * value, half, {"%": 100, "M": 1e-6}.get((unit or "").strip(), 1)))
+        found.append((match[0].strip(), sign * value, half,
+                      {"%": 100, "M": 1e-6}.get((unit or "").strip(), 1)))
     return found
 
 
 def numbers_in(text):
-    """All numbers of a results file, as an array."""
-    found = re.findall(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][-+]?\d+)?(?![\d])", text)
-    return np.array([float(number.replace(",", "")) for number in found] or [np.nan])
+    """All numbers of a results file, as an array; 74,314,691 counts as one number and as three."""
+    number = r"(?<![\w.])-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?!\d)"
+    whole = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+    return np.array([float(n) for n in re.findall(number, text) + re.findall(number, whole)] or [np.nan])
 
 
 @functools.cache
@@ -377,8 +388,8 @@ def wrong_figures(text):
         quoted = quoted_numbers(content)
         if marker is None:
             if quoted and block.language is None and re.search(r"^\|", content, re.M):
-                problems.append(f"line {block.line}: a table with figures ({quoted[0][0]}, …) and no marker; put "
-                                f"<!-- figures: results/FILE --> before it")
+                problems.append(f"line {block.line}: a table with figures ({quoted[0][0]}, …) and no "
+                                f"marker; put <!-- figures: results/FILE --> before it")
             continue
         try:
             pool = numbers_of(marker)
@@ -463,6 +474,8 @@ def test_the_checks_find_what_is_wrong():
 
 
 def test_a_number_is_compared_at_the_precision_shown():
-    assert [(shown, half) for shown, _, half, _ in quoted_numbers("3.00 ± 0.1, 2,000 and 24 %, 1e-5; N + 1, 3D, Eq. 1")] == [
-        ("3.00", 0.005), ("0.1", 0.05), ("2,000", 0.5), ("24 %", 0.5), ("1e-5", pytest.approx(5e-6))]
-    assert numbers_in('{"a": 0.7108, "b3": [-2e-3, 74,314,691]}').tolist() == [0.7108, -0.002, 74314691]
+    quoted = quoted_numbers("3.00 ± 0.1, 2,000 and −24 %, 1e-5, 94M; N + 1, 3D, Eq. 1, 64×64, 8², `5`")
+    assert quoted == [("3.00", 3, 0.005, 1), ("0.1", 0.1, 0.05, 1), ("2,000", 2000, 0.5, 1),
+                      ("−24 %", -24, 0.5, 100), ("1e-5", 1e-5, pytest.approx(5e-6), 1), ("94M", 94, 0.5, 1e-6)]
+    pool = numbers_in('{"a": 0.7108, "b3": [-2e-3, 74,314,691]}\n100,250,1e-05')
+    assert {0.7108, -0.002, 74314691, 100, 250, 1e-5} <= set(pool) and 3 not in pool
