@@ -80,7 +80,7 @@ def overview(run, out, region="sky", scenes=2):
     if not groups[0]:
         raise pictures.SampleError(f"{run}: no validation label map has a fair share of {region}")
     captions = "label map", "four noises, four scenes", f"the first again: only another {region}"
-    write(captioned(zip(captions, groups)), out / "overview.png")
+    write(captioned(list(zip(captions, groups))), out / "overview.png")
 
 
 def strip(run, out, rows=(1, 3)):
