@@ -21,6 +21,8 @@ sums over i, j in Eq. 1 and 2 are taken as means over pixels, so that losses do 
 image size.
 """
 
+import argparse
+
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -182,8 +184,13 @@ class PerceptualLoss(nn.Module):
 # ---- python losses.py --------------------------------------------------------------------------
 
 
-def main(path="losses.png"):
+def main(argv=None):
     """Draw one LabelMix example and the class weights of a batch of eight drawn scenes."""
+    parser = argparse.ArgumentParser("losses.py", description=main.__doc__)
+    parser.add_argument("--out", default="losses.png", metavar="FILE",
+                        help="the picture (default: losses.png)")
+    path = parser.parse_args(argv).out
+
     import matplotlib           # only this picture needs these
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
