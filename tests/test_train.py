@@ -495,10 +495,10 @@ def test_memory_and_open_files_do_not_grow(tmp_path, monkeypatch):
         held[step] = pages * resource.getpagesize() / 2**20, len(os.listdir("/proc/self/fd"))
 
     run_on_photos(tmp_path, monkeypatch, measure, "--workers", "1", "--metrics", "miou,fd_segmenter",
-                  "--segmenter-steps", "2", "--log-every", "5", "--picture-every", "10", "--score-every", "50",
-                  "--checkpoint-every", "10", "--steps", "200")
-    assert held[200][0] - held[100][0] < 8, held                 # MiB
-    assert held[200][1] - held[100][1] < 8, held                 # the loader holds some in flight
+                  "--segmenter-steps", "2", "--log-every", "5", "--picture-every", "20", "--score-every", "40",
+                  "--checkpoint-every", "10", "--steps", "160")
+    assert held[160][0] - held[80][0] < 8, held                  # MiB
+    assert held[160][1] - held[80][1] < 8, held                 # the loader holds some in flight
 
 
 def test_scoring_and_pictures_do_not_disturb_the_training(whole, tmp_path):
