@@ -94,6 +94,8 @@ def strip(run, out, rows=(1, 3)):
     height, width = oasis.load_checkpoint(run / "latest.pt")["dataset"]["size"]
     grids = {int(path.stem.removeprefix("step_")): np.asarray(Image.open(path).convert("RGB"))
              for path in (run / "samples").glob("step_*.png")}
+    if not grids:
+        raise pictures.SampleError(f"{run}/samples holds no step_*.png; train.py makes them")
     last = max(grids)
     steps = sorted({0} | {min(grids, key=lambda step: abs(step - last / 2 ** k)) for k in range(4)})
 
