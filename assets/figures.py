@@ -41,14 +41,14 @@ def write(picture, path):
 
 
 def captioned(groups):
-    """[(caption, rows of (H, W, 3) uint8 pictures)] side by side, each under its caption."""
+    """{caption: rows of (H, W, 3) uint8 pictures} side by side, each under its caption."""
     font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", 14)
-    blocks = [data.picture_grid(rows, scale=ZOOM) for _, rows in groups]
+    blocks = [data.picture_grid(rows, scale=ZOOM) for rows in groups.values()]
     top = 22
     sheet = Image.new("RGB", (sum(b.width for b in blocks) + MARGIN * (len(blocks) - 1),
                               top + max(b.height for b in blocks)), "white")
     pen, left = ImageDraw.Draw(sheet), 0
-    for (caption, _), block in zip(groups, blocks):
+    for caption, block in zip(groups, blocks):
         sheet.paste(block, (left, top))
         pen.text((left + block.width / 2, top - 3), caption, "black", font, anchor="mb")
         left += block.width + MARGIN
@@ -56,31 +56,33 @@ def captioned(groups):
 
 
 def overview(run, out, region="sky", scenes=2):
-    """One label map a row: four noises, four scenes; then one region's noise alone drawn anew.
+    """One label map a row: four noises, four scenes; then the first with another's sky alone.
 
-    The label maps are the first of the validation set that hold most of the classes and give the
-    region a fair share. G sees the same tensor outside the region, so only the region's
-    surroundings change with it.
+    Inside the region stands the noise of the second scene, or of the fourth, everywhere else that
+    of the first. The label maps are the first of the validation set that hold most of the classes
+    and give the region a fair share.
     """
     model = pictures.load_model(run / "latest.pt")
     val_set = data.open_dataset(model.preset, "val", model.size, model.data_root, seed=model.seed)
-    wanted, groups = pictures.class_id(region, model.class_names), ([], [], [])
-    noises = oasis.noise_from_seeds(range(6), model.generator.noise_dim)
+    wanted = pictures.class_id(region, model.class_names)
+    noises = oasis.noise_from_seeds(range(4), model.generator.noise_dim)
+    columns = {"label map": [], "four noises, four scenes": [], f"1st, {region} of 2nd": [],
+               f"1st, {region} of 4th": []}
     for i in range(len(val_set)):
         labels = val_set[i][1].numpy()
         inside = pictures.class_region(labels, [wanted])
         if not 0.25 < inside.mean() < 0.6 or len(np.unique(labels)) < 0.7 * len(model.class_names):
             continue
-        local = pictures.local_noise(noises[0], noises[4:], inside)
-        groups[0].append([data.colourise(labels, model.palette)])
-        groups[1].append(list(pictures.paint(model.generator, labels, noises[:4])))
-        groups[2].append(list(pictures.paint(model.generator, labels, local)))
-        if len(groups[0]) == scenes:
-            break
-    if not groups[0]:
-        raise pictures.SampleError(f"{run}: no validation label map has a fair share of {region}")
-    captions = "label map", "four noises, four scenes", f"the first again: only another {region}"
-    write(captioned(list(zip(captions, groups))), out / "overview.png")
+        drawn = pictures.paint(model.generator, labels, noises)
+        second, fourth = pictures.paint(model.generator, labels, pictures.local_noise(
+            noises[0], noises[[1, 3]], inside))
+        row = [data.colourise(labels, model.palette)], list(drawn), [second], [fourth]
+        for column, cells in zip(columns.values(), row):
+            column.append(cells)
+        if len(columns["label map"]) == scenes:
+            return write(captioned(columns), out / "overview.png")
+    raise pictures.SampleError(f"{run}: fewer than {scenes} validation label maps have most of the "
+                               f"classes and a fair share of {region}")
 
 
 def strip(run, out, rows=(1, 3)):
@@ -92,6 +94,8 @@ def strip(run, out, rows=(1, 3)):
     height, width = oasis.load_checkpoint(run / "latest.pt")["dataset"]["size"]
     grids = {int(path.stem.removeprefix("step_")): np.asarray(Image.open(path).convert("RGB"))
              for path in (run / "samples").glob("step_*.png")}
+    if not grids:
+        raise pictures.SampleError(f"{run}/samples holds no step_*.png; train.py makes them")
     last = max(grids)
     steps = sorted({0} | {min(grids, key=lambda step: abs(step - last / 2 ** k)) for k in range(4)})
 
@@ -99,10 +103,10 @@ def strip(run, out, rows=(1, 3)):
         y, x = 20 + row * (height + GAP), GAP + column * (width + GAP)
         return grids[step][y:y + height, x:x + width]
 
-    groups = [("label map", [[cell(last, row, 0)] for row in rows])]
-    groups += [(f"step {step}", [[cell(step, row, 2)] for row in rows]) for step in steps]
-    groups += [("a real one", [[cell(last, row, 1)] for row in rows])]
-    write(captioned(groups), out / "strip.png")
+    columns = {"label map": [[cell(last, row, 0)] for row in rows]}
+    columns |= {f"step {step}": [[cell(step, row, 2)] for row in rows] for step in steps}
+    columns["a real one"] = [[cell(last, row, 1)] for row in rows]
+    write(captioned(columns), out / "strip.png")
 
 
 # ---- The shapes of the two networks ------------------------------------------------------------
@@ -164,12 +168,12 @@ def draw_discriminator(axis, D, size):
         end, channels, side = place[f"decoder.{i}"]
         if block.conv_1.in_channels > channels:
             start = next(x for name, (x, _, s) in place.items() if "encoder" in name and s == side)
-            top = math.log2(side) / 2 + 0.75
+            top = math.log2(side) / 2 + 0.9
             axis.annotate("", (end, top), (start, top), arrowprops=dict(
                 arrowstyle="->", color="0.3", connectionstyle="arc3,rad=-0.22", lw=0.9))
     axis.text(len(shapes) - 0.6, 0, f"per pixel:\n{D.num_classes} classes\nand \"fake\"",
               va="center", fontsize=10)
-    axis.set_ylim(-5, 7.2)
+    axis.set_ylim(-5, 7.5)
     axis.set_title("Discriminator: a U-Net that segments; arcs hand on fine detail", loc="left",
                    fontsize=11)
 
