@@ -164,8 +164,8 @@ def shrink(script, argv, trained):
             small += ["--steps", "3"]
             costly = "settings_of_resumed_run" if s.run_dir != "runs/toy" or what in trained else None
         else:
-            small += ["--run-dir", "trained/" + "-".join(what)]
             costly = "open_data" if s.lambda_vgg or s.compile or what in trained else None
+            small += ["--run-dir", "trained/" + ("-".join(what) if not costly else "none")]
         if not costly:
             trained.add(what)
     return small, costly
@@ -457,9 +457,9 @@ One figure: 3.
 
 def test_the_checks_find_what_is_wrong():
     assert wrong_names(WRONG) == [
-        "line 2: there is no file no_file.py", "line 2: there is no oasis.NoSuchThing",
-        "line 2: --lr-g is no option of sample.py",
-        f"line 2: --no-such-option is no option of {', '.join(SCRIPTS_WITH_OPTIONS)}",
+        "line 2: there is no file no_file.py", "line 3: there is no oasis.NoSuchThing",
+        "line 3: --lr-g is no option of sample.py",
+        f"line 3: --no-such-option is no option of {', '.join(SCRIPTS_WITH_OPTIONS)}",
         "line 9: there is no oasis.Painter"]
     assert broken_links(WRONG) == [f"the link to {target} leads nowhere" for target in
                                    ("no_such_file.md", "#else", "assets/none.png")]
