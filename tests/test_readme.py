@@ -13,9 +13,10 @@ are no figures.
 
 Commands run in this process, in a folder that holds what they name, with tiny networks and two steps;
 torchrun's as plain scripts. These go only as far as their first costly function, so that their options
-are parsed and checked: ablation.py, bench.py, data.py --benchmark, an exported segmenter, --compile,
-VGG19, and a training on data and networks that an earlier command has trained in full. Scores that need
-downloaded weights (FID, LPIPS) are left out. Each of these has a test file of its own.
+are parsed and checked: ablation.py, bench.py, data.py --benchmark, an exported segmenter, and a training
+with --compile, with VGG19, or of a model that another command has trained in full; such a training reads
+its data first. Scores that need downloaded weights (FID, LPIPS) are left out. Each of these has a test
+file of its own; the published layouts are trained in test_end_to_end.py.
 """
 
 import ast
@@ -143,7 +144,7 @@ def split_command(words):
 def shrink(script, argv, trained):
     """(the arguments of a small form, the function before which it ends or None).
 
-    trained: the (data, networks) that were trained in full so far.
+    trained: the models that were trained in full so far.
     """
     if "--help" in argv:
         return argv, None
@@ -158,14 +159,14 @@ def shrink(script, argv, trained):
         costly = "score_checkpoint" if (args.segmenter or "").endswith(".pt2") else None
     if script == "train.py":
         s, _ = settings.parse_arguments(small)
-        what = (s.preset, s.model, s.multimodal)
+        what = (s.run_dir, "resumed") if s.resume else (s.model, s.multimodal)
         if s.resume:
-            what = ("resumed", s.run_dir)
             small += ["--steps", "3"]
             costly = "settings_of_resumed_run" if s.run_dir != "runs/toy" or what in trained else None
         else:
-            small += ["--run-dir", "trained/" + "-".join(what)]
-            costly = "open_data" if s.lambda_vgg or s.compile or what in trained else None
+            costly = ("open_data" if s.lambda_vgg else
+                      "State" if s.compile or what in trained else None)
+            small += ["--run-dir", "trained/" + (s.preset + "-".join(what) if not costly else "none")]
         if not costly:
             trained.add(what)
     return small, costly
@@ -231,13 +232,13 @@ def workplace(tmp_path_factory):
         save_picture(folder / "coloured/0.png", np.full((64, 64, 3), (0, 200, 0), np.uint8))
         (folder / "classes.txt").write_text("sky 0 0 200\ngrass 0 200 0\n")
         torch.save(released_layout.fill(released_layout.generator_layout(2, 151), 0), "latest_EMA.pth")
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)        # on networks this small, two threads wait for each other
         for preset, root in (("folder", ["--data-root", "my_photos"]), ("toy", [])):
             problem = run_command(["python", "train.py", "--preset", preset, *root], set())
             assert problem is None, problem
-            shutil.copytree(f"trained/{preset}-oasis-noise", f"runs/{preset}")
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)        # on networks this small, two threads wait for each other
-        yield folder, {("folder", "oasis", "noise"), ("toy", "oasis", "noise")}
+            shutil.copytree(f"trained/{preset}oasis-noise", f"runs/{preset}")
+        yield folder, {("oasis", "noise")}
         torch.set_num_threads(threads)
 
 
@@ -457,9 +458,9 @@ One figure: 3.
 
 def test_the_checks_find_what_is_wrong():
     assert wrong_names(WRONG) == [
-        "line 2: there is no file no_file.py", "line 2: there is no oasis.NoSuchThing",
-        "line 2: --lr-g is no option of sample.py",
-        f"line 2: --no-such-option is no option of {', '.join(SCRIPTS_WITH_OPTIONS)}",
+        "line 2: there is no file no_file.py", "line 3: there is no oasis.NoSuchThing",
+        "line 3: --lr-g is no option of sample.py",
+        f"line 3: --no-such-option is no option of {', '.join(SCRIPTS_WITH_OPTIONS)}",
         "line 9: there is no oasis.Painter"]
     assert broken_links(WRONG) == [f"the link to {target} leads nowhere" for target in
                                    ("no_such_file.md", "#else", "assets/none.png")]
