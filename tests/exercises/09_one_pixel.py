@@ -12,8 +12,11 @@ from pictures import reach
 
 @torch.no_grad()
 def change_of(G, labels, pixel, seeds=(0, 1)):
-    """|x̂ after − x̂ before|, (H, W), where one pixel (row, column) has the other seed's noise."""
-    a, b = oasis.noise_from_seeds(seeds, G.noise_dim)
+    """|x̂ after − x̂ before|, (H, W), where one pixel (row, column) has the other seed's noise.
+
+    G in float64, whose rounding hides nothing. labels (H, W) int64.
+    """
+    a, b = oasis.noise_from_seeds(seeds, G.noise_dim).double()
     before = oasis.replicate_noise(a[None], *labels.shape).clone()
     after = before.clone()
     after[0, :, pixel[0], pixel[1]] = b
@@ -29,7 +32,7 @@ def distances(change, pixel):
 
 def main():
     checkpoint = oasis.load_checkpoint(run_folder() / "latest.pt")
-    G = oasis.generator_from(checkpoint)
+    G = oasis.generator_from(checkpoint).double()
     middle = (reach(G) // G.size_multiple + 2) * G.size_multiple   # room for the reach all around
     size = 2 * middle
     labels = datasets(checkpoint, (size, size))[1][0][1]
