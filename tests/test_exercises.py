@@ -153,7 +153,8 @@ def test_07_means_and_statistics(script):
     with torch.no_grad():
         for p, q, mean in zip(a.parameters(), b.parameters(), module.mean_weights([a, b]).parameters()):
             torch.testing.assert_close(mean, (p + q) / 2)
-        torch.testing.assert_close(module.MeanImage([a, b])(labels, noise), (a(labels, noise) + b(labels, noise)) / 2)
+        images = module.MeanImage([a, b])(labels, noise)
+        torch.testing.assert_close(images, (a(labels, noise) + b(labels, noise)) / 2)
         a.train()(labels, noise)                                    # now its statistics are others
         mixed = module.with_statistics_of(b, a.eval())
     assert all(torch.equal(x, y) for x, y in zip(mixed.parameters(), b.parameters()))
@@ -186,5 +187,6 @@ def test_09_the_reach_of_a_pixel_goes_by_what_divides_it(script, stride):
 def test_10_half_way(script):
     module, ends = script("10_straight_line"), 8 * torch.eye(64)[:2]
     a, b = ends[:1], ends[1:]
-    lengths = {name: getattr(module, name)(a, b).norm().item() for name in ("ends", "line", "sphere", "nothing")}
+    lengths = {f.__name__: f(a, b).norm().item()
+               for f in (module.ends, module.line, module.sphere, module.nothing)}
     assert lengths == pytest.approx({"ends": 8, "line": 32 ** 0.5, "sphere": 8, "nothing": 0}, rel=1e-5)

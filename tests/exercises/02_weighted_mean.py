@@ -5,7 +5,7 @@
 
 import torch
 import torch.nn.functional as F
-from common import datasets, run_folder
+from common import datasets, open_run
 
 import losses
 import oasis
@@ -32,7 +32,7 @@ def weights_for(weights, logits):
 
 @torch.no_grad()
 def main():
-    checkpoint = oasis.load_checkpoint(run_folder() / "latest.pt")
+    _, checkpoint = open_run()
     D = oasis.discriminator_from(checkpoint)
     train_set = datasets(checkpoint)[0]
     print("             whole batch of 8           mean of 4 processes' 2 images")

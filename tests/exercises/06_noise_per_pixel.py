@@ -4,7 +4,7 @@
 """
 
 import torch
-from common import label_batches, make_scorer, run_folder
+from common import label_batches, make_scorer, open_run
 
 import metrics
 import oasis
@@ -37,8 +37,7 @@ def take_statistics(G, batches, noise_of):
 
 
 def main():
-    folder = run_folder()
-    checkpoint = oasis.load_checkpoint(folder / "latest.pt")
+    folder, checkpoint = open_run()
     G = oasis.generator_from(checkpoint)
     for title, kind in (("one vector per image", metrics.Scorer), ("one per pixel", PerPixel)):
         scorer = make_scorer(folder, checkpoint, kind)

@@ -10,7 +10,7 @@
 import copy
 
 import torch
-from common import label_batches, make_scorer, run_folder
+from common import label_batches, make_scorer, open_run
 
 import oasis
 import train
@@ -67,11 +67,11 @@ def candidates(checkpoints, batches):
 
 
 def main():
-    folder = run_folder()
-    files = sorted(folder.glob("step*.pt")) or [folder / "latest.pt"]
-    checkpoints = [oasis.load_checkpoint(file) for file in files]
+    folder, latest = open_run()
+    files = sorted(folder.glob("step*.pt"))
+    checkpoints = [oasis.load_checkpoint(file) for file in files] or [latest]
     scorer = make_scorer(folder, checkpoints[-1])
-    print(f"Of {', '.join(file.name for file in files)}:")
+    print(f"G after the steps {', '.join(str(c['step']) for c in checkpoints)}:")
     for title, network in candidates(checkpoints, label_batches(checkpoints[-1])).items():
         scores = scorer(network.eval())
         print(f"{title:28s} miou {scores['miou']:.3f}   fd_segmenter {scores['fd_segmenter']:.2f}")

@@ -4,14 +4,14 @@
 """
 
 import torch
-from common import make_scorer, run_folder
+from common import make_scorer, open_run
 
 import oasis
 
 
 @torch.no_grad()
 def mean_probabilities(D, images, labels, num_classes):
-    """What D answers, on average, where class c is: (sums (N, N+1), pixels (N,)) float64.
+    """What D answers where class c is: (sums (N, N+1), pixels (N,)) float64.
 
     Row c, column k: Σ over pixels of class c of the probability of answer k; column N is "fake".
     """
@@ -30,8 +30,7 @@ def over(D, batches, num_classes):
 
 
 def main():
-    folder = run_folder()
-    checkpoint = oasis.load_checkpoint(folder / "latest.pt")
+    folder, checkpoint = open_run()
     G, D = oasis.generator_from(checkpoint), oasis.discriminator_from(checkpoint)
     scorer = make_scorer(folder, checkpoint, names=["miou"])
     names, classes = scorer.dataset.class_names, scorer.dataset.num_classes
@@ -39,15 +38,15 @@ def main():
     with torch.no_grad():
         real = over(D, scorer.batches("real"), classes)
         drawn = over(D, scorer.draw(G), classes)
-    print("In per cent:  in photographs                              in generated images")
-    print("class      itself   fake   worst mistake              itself   fake     IoU of the class")
+    print("Per cent:   in photographs                              in generated images")
+    print("class      itself   fake   worst mistake              itself   fake   IoU of the class")
     for c, name in enumerate(names):
         mistakes = real[c, :classes].clone()
         mistakes[c] = 0
         worst = f"{names[mistakes.argmax()]} {100 * mistakes.max():.0f}"
+        iou, iou_real = (100 * value for value in scorer.per_class[name])
         print(f"{name:10s} {100 * real[c, c]:6.0f} {100 * real[c, -1]:6.0f}   {worst:24s} "
-              f"{100 * drawn[c, c]:8.0f} {100 * drawn[c, -1]:6.0f} "
-              f"{100 * scorer.per_class[name][0]:9.0f} (real {100 * scorer.per_class[name][1]:.0f})")
+              f"{100 * drawn[c, c]:8.0f} {100 * drawn[c, -1]:6.0f} {iou:9.0f} (real {iou_real:.0f})")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 """
 
 import torch
-from common import datasets, run_folder
+from common import datasets, open_run
 
 import oasis
 from pictures import reach
@@ -31,7 +31,7 @@ def distances(change, pixel):
 
 
 def main():
-    checkpoint = oasis.load_checkpoint(run_folder() / "latest.pt")
+    _, checkpoint = open_run()
     G = oasis.generator_from(checkpoint).double()
     middle = (reach(G) // G.size_multiple + 2) * G.size_multiple   # room for the reach all around
     size = 2 * middle

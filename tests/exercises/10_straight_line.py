@@ -4,7 +4,7 @@
 """
 
 import torch
-from common import make_scorer, run_folder
+from common import make_scorer, open_run
 
 import oasis
 from pictures import interpolate
@@ -49,8 +49,7 @@ def scored(scorer, G, choose):
 
 @torch.no_grad()
 def main():
-    folder = run_folder()
-    checkpoint = oasis.load_checkpoint(folder / "latest.pt")
+    folder, checkpoint = open_run()
     G, scorer = oasis.generator_from(checkpoint), make_scorer(folder, checkpoint)
     for choose in (ends, sphere, line, nothing, twice_as_long):
         values = scored(scorer, G, choose)

@@ -15,10 +15,19 @@ import settings  # noqa: E402
 import train  # noqa: E402
 
 
-def run_folder():
-    """The folder named on the command line; without one, that of `python train.py`."""
+def open_run():
+    """(folder, checkpoint) of the run named on the command line; without, of `python train.py`."""
     oasis.keep_freed_memory()
-    return Path(sys.argv[1] if len(sys.argv) > 1 else "runs/toy")
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/toy")
+    try:
+        checkpoint = oasis.load_checkpoint(folder / "latest.pt")
+        if checkpoint["model"] != "oasis":
+            raise oasis.CheckpointError(f"{folder}: holds a run of {checkpoint['model']}; these "
+                                        f"exercises are about OASIS")
+    except oasis.CheckpointError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
+    return folder, checkpoint
 
 
 def datasets(checkpoint, size=None):
@@ -35,7 +44,8 @@ def label_batches(checkpoint):
     return train.first_label_maps(s, datasets(checkpoint)[0])
 
 
-def make_scorer(folder, checkpoint, kind=metrics.Scorer, names=("miou", "fd_segmenter"), count=None):
+def make_scorer(folder, checkpoint, kind=metrics.Scorer, names=("miou", "fd_segmenter"),
+                count=None):
     """A scorer with the segmenter of the run's own scores, wherever that lies."""
     train_set, val_set = datasets(checkpoint)
     segmenter = checkpoint["config"]["segmenter"] or folder / "segmenter.pt"
