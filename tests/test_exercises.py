@@ -103,15 +103,8 @@ def test_01_the_fake_class_may_lie_anywhere(tmp_path, monkeypatch):
     torch.testing.assert_close(results[0], results[1])
 
 
-def test_03_one_real_class(tmp_path):
-    loss = patched("03", "losses", tmp_path).real_loss
-    logits = torch.randn(2, N + 1, 4, 4)
-    for labels in (random_labels(2, 4, 4), torch.full((2, 4, 4), N - 1)):
-        torch.testing.assert_close(loss(logits, labels, torch.rand(N)), -logits.log_softmax(1)[:, 0].mean())
-
-
-def test_05_one_rectangle_per_image(tmp_path):
-    module, labels = patched("05", "losses", tmp_path), random_labels(1, 32, 48).expand(600, -1, -1)
+def test_04_one_rectangle_per_image(tmp_path):
+    module, labels = patched("04", "losses", tmp_path), random_labels(1, 32, 48).expand(600, -1, -1)
     mask = module.labelmix_mask(labels, N, torch.Generator().manual_seed(0))
     assert mask.shape == (600, 1, 32, 48) and set(mask.unique().tolist()) == {0, 1}
     rows, columns = mask[:, 0].amax(2), mask[:, 0].amax(1)

@@ -46,7 +46,7 @@ def main():
         worst = f"{names[mistakes.argmax()]} {100 * mistakes.max():.0f}"
         iou, iou_real = (100 * value for value in scorer.per_class[name])
         print(f"{name:10s} {100 * real[c, c]:6.0f} {100 * real[c, -1]:6.0f}   {worst:24s} "
-              f"{100 * drawn[c, c]:8.0f} {100 * drawn[c, -1]:6.0f} {iou:9.0f} (real {iou_real:.0f})")
+              f"{100 * drawn[c, c]:8.0f} {100 * drawn[c, -1]:6.0f} {iou:7.0f} (real {iou_real:.0f})")
 
 
 if __name__ == "__main__":
