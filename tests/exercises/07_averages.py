@@ -1,0 +1,81 @@
+"""Exercise 7: the last G, the moving average, other averages, and whose statistics they use.
+
+    for n in 410 420 430 440 450; do
+        python train.py --run-dir runs/averages --resume --steps $n --metrics none
+        cp runs/averages/latest.pt runs/averages/step$n.pt
+    done
+    python tests/exercises/07_averages.py runs/averages      # runs/averages: a copy of a run
+"""
+
+import copy
+
+import torch
+from common import label_batches, make_scorer, open_run
+
+import oasis
+import train
+
+
+class MeanImage(torch.nn.Module):
+    """Several generators that draw the same scene; the answer is the mean of their images."""
+
+    def __init__(self, generators):
+        super().__init__()
+        self.generators, self.noise_dim = torch.nn.ModuleList(generators), generators[0].noise_dim
+
+    def forward(self, labels, noise):
+        return torch.stack([G(labels, noise) for G in self.generators]).mean(0)
+
+
+@torch.no_grad()
+def mean_weights(generators):
+    """One generator whose weights are the plain mean of theirs; statistics are not set yet."""
+    average = copy.deepcopy(generators[-1])
+    for parameter, *those in zip(average.parameters(), *(G.parameters() for G in generators)):
+        parameter.copy_(torch.stack(those).mean(0))
+    return average
+
+
+def with_statistics_of(network, other):
+    """A copy of the network with the other's buffers: batch norm's means and variances."""
+    result = copy.deepcopy(network)
+    for buffer, others in zip(result.buffers(), other.buffers()):
+        buffer.copy_(others)
+    return result
+
+
+def with_own_statistics(network, batches, seed):
+    """A copy whose batch-norm statistics come from what it draws itself."""
+    result = copy.deepcopy(network)
+    train.refresh_ema(result, network, batches, seed)
+    return result
+
+
+def candidates(checkpoints, batches):
+    """All generators to compare, {title: network}. checkpoints: of one run, oldest first."""
+    last, seed = checkpoints[-1], checkpoints[-1]["config"]["seed"]
+    Gs = [oasis.restore(oasis.Generator(**c["generator_args"]), c["generator"], "checkpoint")
+          for c in checkpoints]
+    ema = oasis.generator_from(last)
+    own = [with_own_statistics(G, batches, seed) for G in Gs]
+    return {"G, statistics from training": Gs[-1],
+            "G, its own statistics": own[-1],
+            "EMA, its own statistics": ema,
+            "EMA, G's from training": with_statistics_of(ema, Gs[-1]),
+            "mean of weights, its own": with_own_statistics(mean_weights(Gs), batches, seed),
+            "mean of images": MeanImage(own)}
+
+
+def main():
+    folder, latest = open_run()
+    files = sorted(folder.glob("step*.pt"))
+    checkpoints = [oasis.load_checkpoint(file) for file in files] or [latest]
+    scorer = make_scorer(folder, checkpoints[-1])
+    print(f"G after the steps {', '.join(str(c['step']) for c in checkpoints)}:")
+    for title, network in candidates(checkpoints, label_batches(checkpoints[-1])).items():
+        scores = scorer(network.eval())
+        print(f"{title:28s} miou {scores['miou']:.3f}   fd_segmenter {scores['fd_segmenter']:.2f}")
+
+
+if __name__ == "__main__":
+    main()
