@@ -47,8 +47,8 @@ def class_weights(labels, num_classes, ignore_label=None, counts=None):
         α_c = B·H·W / (K · pixels of class c),      K = number of classes present
 
     Each class that is present contributes the same total weight, so a traffic light matters as
-    much as the sky. Where nothing is unlabelled the weights average to 1 over the pixels, which
-    keeps the real terms at the size of the fake term. Absent classes and `ignore_label` get 0.
+    much as the sky. Over the pixels of the batch the weights average to 1, which keeps the real
+    terms at the size of the fake term. Absent classes and `ignore_label` get 0.
 
     labels: (B, H, W) int64. counts: count_classes of the whole batch, where `labels` are only one
     process's share of it. Returns (num_classes,) float32 on the labels' device.
@@ -76,8 +76,9 @@ def real_loss(logits, labels, weights):
     logits (B, N+1, H, W), labels (B, H, W) int64, weights (N,). Returns a scalar.
     """
     cross_entropy = F.cross_entropy(logits, labels, reduction="none")      # (B, H, W)
-    # The mean runs over all pixels, those of weight 0 included. F.cross_entropy(weight=…) would
-    # divide by the sum of the weights instead, which the authors found to work worse.
+    # The mean runs over all pixels, those of weight 0 included. F.cross_entropy(weight=…) divides
+    # by the sum of the weights instead: the same for a whole batch, where they average to 1, but
+    # not for one process's share of it.
     return (weights[labels] * cross_entropy).mean()
 
 

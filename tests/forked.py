@@ -94,7 +94,7 @@ def shares(out):
     for layer in state.G.modules():                     # the one layer that sees a share only
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.eval()
-    terms = take_step(s, networks, state, scenes, rank, world_size, 1)
+    terms = torch.stack(list(take_step(s, networks, state, scenes, rank, world_size, 1).values()))
     if world_size > 1:
         dist.all_reduce(terms)
     found = {"terms": terms / world_size, "digests": [],

@@ -37,13 +37,13 @@ def test_the_shipped_rows_are_valid_and_named_apart(tmp_path):
     arguments = dict(rows=rows, seeds=[0, 1], out=str(tmp_path), jobs=1)
     with_vgg = ablation.plan(ablation.argparse.Namespace(**arguments, vgg_weights="vgg.pth"), [])
     without = ablation.plan(ablation.argparse.Namespace(**arguments, vgg_weights=""), [])
-    assert (len(with_vgg), len(without)) == (24, 14)
-    assert len({run.folder for run in with_vgg}) == 24
+    assert (len(with_vgg), len(without)) == (26, 16)
+    assert len({run.folder for run in with_vgg}) == 26
     assert all(bool(run.settings.vgg_weights) == (run.settings.lambda_vgg > 0) for run in with_vgg)
     differing = {name for run in without for name, value in vars(run.settings).items()
                  if value != getattr(without[0].settings, name)}
     assert differing == {"seed", "run_dir", "model", "multimodal", "noise_dim", "lambda_labelmix",
-                         "no_class_balance"}          # the same data, sizes, steps, learning rates
+                         "no_class_balance", "precision"}     # the same data, sizes, steps, learning rates
 
 
 def test_a_table_of_two_runs(done, capsys):

@@ -58,7 +58,7 @@ SUBSTITUTES = {("--checkpoint", "F"): "runs/folder/latest.pt", ("--data-root", "
 SMALL = {"train.py": TINY + SHORT, "ablation.py": TINY + SHORT, "bench.py": TINY + ["-n", "1"],
          "sample.py": ["--limit", "2"], "metrics.py": ["--num-images", "8", "--segmenter-steps", "2"],
          "data.py": [], "oasis.py": [], "spade.py": [], "toy.py": [], "losses.py": [],
-         "assets/figures.py": []}
+         "assets/figures.py": [], "tests/tricks.py": []}
 
 
 # ---- Reading the README --------------------------------------------------------------------------
@@ -149,7 +149,8 @@ def shrink(script, argv, trained):
     if "--help" in argv:
         return argv, None
     argv = [SUBSTITUTES.get(pair, pair[1]) for pair in zip(["", *argv], argv)]
-    small, costly = argv + SMALL[script], {"ablation.py": "steps_done", "bench.py": "workloads"}.get(script)
+    small, costly = argv + SMALL[script], {"ablation.py": "steps_done", "bench.py": "workloads",
+                                             "tests/tricks.py": "measure"}.get(script)
     if script == "data.py" and "--benchmark" in argv:
         costly = "benchmark"
     if script == "metrics.py":

@@ -228,7 +228,7 @@ def test_refreshed_average_has_the_statistics_of_its_own_features():
     batches = [tiny_batch()[1] for _ in range(2)]
     train.refresh_ema(state.ema, state.G, batches, seed=0)
     assert not state.ema.training
-    features = [state.ema.first(state.ema.condition_pyramid(b, torch.randn(
+    features = [oasis.convolve(state.ema.first, state.ema.condition_pyramid(b, torch.randn(
         len(b), 64, generator=train.random_stream(0, "ema", i)))[0]) for i, b in enumerate(batches)]
     norm = state.ema.blocks[0].norm_0.norm
     torch.testing.assert_close(norm.running_mean, torch.stack(

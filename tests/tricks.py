@@ -115,11 +115,11 @@ def plain_step(G, D, optimizer_G, optimizer_D, real, labels, noise, mask, weight
 # ---- Timing ------------------------------------------------------------------------------------------
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("-n", type=int, default=5)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     s, _ = settings.parse_arguments(["--preset", "ade20k"])
     state = train.State(s, 151, torch.device("cpu"))
     cells = args.size // 16
