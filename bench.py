@@ -68,7 +68,7 @@ def nominal_flops(G, D, height, width):
         forward, of_data = (2 * sum(column) for column in zip(*work))
         return forward, 3 * forward - of_data
 
-    (g, g_trained), (d, d_trained) = cost(G), cost(D)
+    (g, g_trained), (_, d_trained) = cost(G), cost(D)
     return {"generate": g, "generator step": g_trained + d_trained,
             "discriminator step": g + 3 * d_trained}
 

@@ -54,8 +54,8 @@ METRICS = {     # name -> what it says
     "fid": "Fréchet Inception distance ↓",
     "ms_ssim": "structural similarity of images of one label map ↓ (low: diverse)",
     "lpips": "perceptual distance of images of one label map ↑ (high: diverse)",
-    "colour": "earth mover's distance between LAB histograms ↓ (Fig. 3)",
-    "texture": "χ² distance between histograms of local binary patterns ↓ (Fig. 3)",
+    "colour": "earth mover's distance between LAB histograms ↓ (Figure 3)",
+    "texture": "χ² distance between histograms of local binary patterns ↓ (Figure 3)",
     "d_miou": "mIoU of OASIS's own discriminator on real images ↑ (Sec. 3: 40.0 on ADE20K)",
 }
 DISTANCES = {"fid": moment_distance, "fd_segmenter": moment_distance, "colour": colour_distance,

@@ -103,7 +103,7 @@ def paint(generator, labels, noise, batch_size=8):
 
 @torch.no_grad()
 def predict_labels(discriminator, photo):
-    """Fig. 4: the discriminator as a segmentation network, (H, W, 3) uint8 -> (H, W) int64.
+    """Figure 4: the discriminator as a segmentation network, (H, W, 3) uint8 -> (H, W) int64.
 
     Each pixel gets the likeliest of the N real classes. Channel N, "fake", is left out: the photo
     is real, and a label map has no such class.

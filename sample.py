@@ -5,7 +5,7 @@
     python sample.py --resample-class sky              # Fig. 1: another sky, the rest stays
     python sample.py --resample-box 16 16 24 24        # ... another anything inside a rectangle
     python sample.py --interpolate 12                  # from one noise to another: strip and gif
-    python sample.py --recreate photo.jpg              # Fig. 4: photo -> label map -> other photos
+    python sample.py --recreate photo.jpg              # Figure 4: photo -> labels -> photos
     python sample.py --checkpoint latest_EMA.pth --preset ade20k --labels maps   # released model
 
 This file is the command line. The functions that draw are in pictures.py, arrays in and arrays out;
@@ -48,7 +48,7 @@ SHEET_ROWS, SHEET_COLUMNS = 16, 12      # the contact sheet shows no more pictur
 
 # ---- Scenes: the label maps to draw --------------------------------------------------------------
 #
-# A label map comes from a file, from the validation set, or (Fig. 4) off a photo, read by D.
+# A label map comes from a file, from the validation set, or (Figure 4) off a photo, read by D.
 
 
 @dataclass
@@ -501,7 +501,7 @@ def parse_arguments(argv):
     add("--resample-mask", metavar="FILE", help="the white part of a picture of the drawn size")
     add("--resample-box", nargs=4, type=int, metavar=("X", "Y", "W", "H"), help="a rectangle, in "
         "pixels: its left and upper edge, width and height")
-    add = parser.add_argument_group("photo in, scene out (Fig. 4)").add_argument
+    add = parser.add_argument_group("photo in, scene out (Figure 4)").add_argument
     add("--recreate", nargs="?", const="", metavar="PHOTO|DIR", help="let the discriminator read "
         "the label map off a photo, then draw from it (no value: the validation set's photos)")
     add("--segment", nargs="?", const="", metavar="PHOTO|DIR", help="save that label map only")
