@@ -118,6 +118,8 @@ def outside_cause(error):
 
 def end(sentence, code):
     """Say why the run ends, and exit."""
+    if hasattr(signal, "SIGCHLD"):      # PyTorch's handler raises an error for each dead worker,
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)           # wherever the program is just then
     if dist.is_initialized():
         # torchrun sends SIGTERM as soon as one process has ended: this one speaks first, and in
         # a line of its own, below the progress bar of rank 0.
