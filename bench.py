@@ -87,23 +87,36 @@ def clock(work, device):
     return time.perf_counter() - begin
 
 
-def measured_together(work, device, dtype, n, warm_up):
-    """Times of work() and, between its runs, of a matrix product and a copy: (s, FLOP/s, B/s).
+def largest_matrices(device, dtype, most_seconds=0.5):
+    """Two square matrices, as large as this machine multiplies in reasonable time: at most 8192.
 
-    Side by side, since a shared or warm machine changes its speed from minute to minute. Each is a
-    list of n values.
+    Large ones reach the machine's full speed. But a CPU without instructions for bfloat16 would
+    take minutes for one product, so the size doubles only while a product is quick.
     """
-    size = 8192 if device.type == "cuda" else 4096
-    a, b = torch.randn(2, size, size, device=device, dtype=dtype)
-    a @ b
+    size, most = 256, 8192 if device.type == "cuda" else 4096
+    while True:
+        a, b = torch.randn(2, size, size, device=device, dtype=dtype)
+        a @ b                                           # the first one also sets the library up
+        if size == most or clock(lambda: a @ b, device) > most_seconds:
+            return a, b
+        size *= 2
+
+
+def measured_together(work, device, dtype, n, warm_up):
+    """work() timed and, between its runs, a matrix product and a copy: (size, s, FLOP/s, B/s).
+
+    Side by side, since a shared or warm machine changes its speed from minute to minute. The
+    matrices are size × size; the others are n values each.
+    """
+    a, b = largest_matrices(device, dtype)
     for _ in range(warm_up):
         clock(work, device)
     values = []
     for _ in tqdm(range(n), leave=False):
         product, copy = clock(lambda: a @ b, device), clock(lambda: b.copy_(a), device)
-        values.append((clock(work, device), 2 * size ** 3 / product,
+        values.append((clock(work, device), 2 * len(a) ** 3 / product,
                        2 * a.numel() * a.element_size() / copy))
-    return list(zip(*values))
+    return [len(a), *zip(*values)]
 
 
 # ---- The two workloads -------------------------------------------------------------------------
@@ -113,7 +126,10 @@ CLASSES = {"ade20k": 151, "ade20k-outdoors": 151, "coco-stuff": 183, "cityscapes
 
 
 def workloads(s, device):
-    """(functions to time {"train", "generate"}, the State they work on) on random data."""
+    """(functions to time {"generate", "train"}, the State they work on) on random data.
+
+    Generating comes first: the peak of the memory only grows, and training needs more.
+    """
     num_classes = CLASSES[s.preset]
     state = train.State(s, num_classes, device)
     if s.compile:
@@ -140,7 +156,7 @@ def workloads(s, device):
         with precision:
             sampler(labels, noise)
 
-    return {"train": step, "generate": generate}, state
+    return {"generate": generate, "train": step}, state
 
 
 def peak_memory(device):
@@ -194,12 +210,13 @@ def main(argv=None):
     for name, run in runs.items():
         if args.only not in (None, name):
             continue
-        seconds, products, copies = measured_together(run, device, dtype, args.n, warm_up=3)
+        size, seconds, products, copies = measured_together(run, device, dtype, args.n, warm_up=3)
         median, product = statistics.median(seconds), statistics.median(products)
         print(f"  {name:8s}  {s.batch_size / median:8.2f} images/s   {median:.3f} s "
               f"({min(seconds):.3f} … {max(seconds):.3f})   "
-              f"ratio {work[name] * s.batch_size / median / product:.2f} of a matrix product's "
-              f"{product / 1e9:,.0f} GFLOP/s   copy {statistics.median(copies) / 1e9:.0f} GB/s   "
+              f"ratio {work[name] * s.batch_size / median / product:.2f} of the "
+              f"{product / 1e9:,.0f} GFLOP/s of a {size}×{size} product   "
+              f"copy {statistics.median(copies) / 1e9:.0f} GB/s   "
               f"peak memory {peak_memory(device) / 2 ** 30:.1f} GiB")
 
 

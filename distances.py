@@ -264,7 +264,7 @@ def pairwise_ms_ssim(images):
                       zip(first[0].split(32), second[0].split(32))])
 
 
-# ---- Colour and texture (Fig. 3) -----------------------------------------------------------------
+# ---- Colour and texture (Figure 3) ---------------------------------------------------------------
 #
 # The paper compares histograms but does not say over what. Here: one histogram over all pixels of a
 # set.

@@ -7,7 +7,7 @@ And one that it does without: the perceptual loss, for the paper's comparisons.
 The whole supervision of OASIS's two networks (Sec. 2):
 
     D minimises   real_loss(D(x), t)  +  fake_loss(D(G(z, t)))          (Eq. 1)
-                  +  λ · labelmix_loss          (L_cons; λ is a setting, 10 or 5)
+                  +  λ · labelmix_loss          (L_cons; the paper names no λ, see settings.py)
     G minimises   real_loss(D(G(z, t)), t)                              (Eq. 2)
 
 For D every pixel of a photograph x belongs to the class its label map t names, and every pixel of a
@@ -42,7 +42,7 @@ def count_classes(labels, num_classes):
 
 
 def class_weights(labels, num_classes, ignore_label=None, counts=None):
-    """α_c, "the inverse of the per-pixel class frequency", counted in this batch (Sec. 2).
+    """α_c, the "inverse of per-pixel class frequency", counted in this batch (Sec. 2).
 
         α_c = B·H·W / (K · pixels of class c),      K = number of classes present
 
@@ -95,9 +95,10 @@ def fake_loss(logits):
 #
 # Cut a generated image along the borders of its label map, put the photograph's segments in some
 # of the holes, and D should say of every segment what it said before: its opinion of a segment
-# must not depend on whether the neighbour is real. CutMix does this with rectangles. Cutting
-# along class borders leaves no seam that a label map would not have too, so D cannot look for
-# seams and has to look at content and at the shape of the borders.
+# must not depend on whether the neighbour is real. CutMix does this with random rectangles; the
+# paper cuts along the label map to "encourage the generator to respect semantic class boundaries".
+# One way to see that (ours, the paper does not say more): a rectangle leaves seams where no
+# picture has any, and D can find those without looking at the objects.
 
 
 def throw_coins(batch, num_classes, generator=None):

@@ -48,19 +48,19 @@ from distances import frechet_distance, ms_ssim          # noqa: E402, F401
 from segmenter import confusion_matrix, train_segmenter  # noqa: E402, F401
 
 METRICS = {     # name -> what it says
-    "miou": "mean intersection over union of a fixed segmentation network on generated images ↑",
+    "miou": "mean intersection over union of a fixed segmentation network ↑ (Table 1)",
     "accuracy": "share of pixels that this network names right ↑",
     "fd_segmenter": "Fréchet distance between features of the trained segmenter ↓",
-    "fid": "Fréchet Inception distance ↓",
-    "ms_ssim": "structural similarity of images of one label map ↓ (low: diverse)",
-    "lpips": "perceptual distance of images of one label map ↑ (high: diverse)",
+    "fid": "Fréchet Inception distance ↓ (Table 1)",
+    "ms_ssim": "structural similarity of images of one label map ↓ (Table 2; low: diverse)",
+    "lpips": "perceptual distance of images of one label map ↑ (Table 2; high: diverse)",
     "colour": "earth mover's distance between LAB histograms ↓ (Figure 3)",
     "texture": "χ² distance between histograms of local binary patterns ↓ (Figure 3)",
     "d_miou": "mIoU of OASIS's own discriminator on real images ↑ (Sec. 3: 40.0 on ADE20K)",
 }
 DISTANCES = {"fid": moment_distance, "fd_segmenter": moment_distance, "colour": colour_distance,
              "texture": texture_distance}
-SAMPLES = 20    # images per label map for the two scores of diversity, as in the paper's Table 2
+SAMPLES = 20    # images per label map for MS-SSIM and LPIPS, as the authors took for Table 2
 
 
 # ---- Sets of images, reduced to statistics -------------------------------------------------------

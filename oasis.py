@@ -17,7 +17,7 @@ Conventions, used by all files of this project:
     logits D(x)  (B, N+1, H, W); channels 0 … N−1 the real classes, channel N, the last, "fake"
     sizes        always (height, width)
 
-Reading order: noise → SPADE → generator → discriminator → checkpoints.
+Reading order: noise → SPADE → generator → discriminator → speed on a CPU → checkpoints.
 """
 
 import ctypes
@@ -34,22 +34,6 @@ LEAK = 0.2        # slope of every leaky ReLU, in both networks
 INIT_GAIN = 0.02  # gain of the Xavier-normal initial weights
 
 
-def keep_freed_memory():
-    """Ask Linux's C library to keep freed memory for the next tensor; elsewhere it does nothing.
-
-    By default it hands every large block back to the system at once, and gets the next one page by
-    page, zeroed. On two CPU cores that costs a training step of the full-size model 7 % of its time
-    at 128×128 (tests/tricks.py), and more with larger images.
-    """
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-    except OSError:                     # not Linux with glibc
-        return
-    M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4           # their numbers in malloc.h
-    libc.mallopt(M_MMAP_MAX, 0)                     # no block comes from the system on its own …
-    libc.mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)     # … and none goes back
-
-
 class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, or of another model; the message says which."""
 
@@ -61,7 +45,7 @@ class CheckpointError(ValueError):
 # training all pixels share one vector. Because the tensor has a value per pixel and because G is
 # made of convolutions, a different vector may be put anywhere at test time: everywhere (global
 # re-sampling: another scene), or inside a mask (local re-sampling: another bed in the same room,
-# Fig. 1).
+# Figure 1).
 
 
 def sample_noise(batch, noise_dim, height, width, generator=None):
@@ -116,7 +100,8 @@ def convolution(in_channels, out_channels, kernel, spectral, bias=True, stride=1
     nn.init.xavier_normal_(layer.weight, INIT_GAIN)
     if bias:
         nn.init.zeros_(layer.bias)
-    return spectral_norm(layer) if spectral else layer
+    # On the meta device (python oasis.py) weights have shapes but no numbers to normalise.
+    return spectral_norm(layer) if spectral and not layer.weight.is_meta else layer
 
 
 @torch.no_grad()
@@ -125,8 +110,8 @@ def scale_weights(network, factor):
 
     A spectrally normalised layer computes the same as before, but learns differently: a step of
     Adam has about the size of the learning rate, whatever the weight's. It turns a small weight
-    far and a large one little. The paper's small weights settle during its first thousands of
-    steps; a training of a few hundred has no time for that.
+    far and a large one little. Small weights grow until steps and weights fit together; a training
+    of hundreds of thousands of steps has the time for that, one of a few hundred has not.
     """
     for parameter in network.parameters():
         if parameter.ndim > 1:                     # weights, not biases
@@ -136,10 +121,11 @@ def scale_weights(network, factor):
 class SPADE(nn.Module):
     """Spatially-adaptive normalisation: batch norm with a scale and shift painted by the label map.
 
-    A plain normalisation layer would wash the label map out: over a uniform region, mean and
-    variance take away exactly what the label added. SPADE (Park et al., 2019) puts it back after
-    every normalisation, as a scale γ and a shift β for each pixel and channel. OASIS's change is
-    the input: γ and β are computed from the label map *and* the 3D noise.
+    A plain normalisation layer weakens what the label map says. In the extreme, a batch of nothing
+    but sky, subtracting the mean removes exactly what the label "sky" has added. SPADE (Park et
+    al., 2019) says it anew after every normalisation, as a scale γ and a shift β for each pixel and
+    channel. OASIS's change is the input: γ and β are computed from the label map *and* the 3D
+    noise.
     """
 
     def __init__(self, features, condition_channels, hidden):
@@ -154,7 +140,10 @@ class SPADE(nn.Module):
             nn.init.xavier_normal_(half, INIT_GAIN)
 
     def forward(self, x, condition):
-        """x: (B, features, h, w); condition: noise and labels at that size (condition_pyramid)."""
+        """x (B, features, h, w) -> the same shape.
+
+        condition: noise and labels at that size, (B, C+N, h, w), or their short form, a LookUp.
+        """
         hidden = F.relu(convolve(self.shared, condition))        # (B, hidden, h, w)
         gamma, beta = self.gamma_beta(hidden).chunk(2, dim=1)    # (B, features, h, w) each
         return torch.addcmul(beta, self.norm(x), 1 + gamma)      # norm(x) · (1 + γ) + β
@@ -184,48 +173,6 @@ class GeneratorBlock(nn.Module):
         x = self.conv_0(F.leaky_relu(self.norm_0(x, condition), LEAK))
         x = self.conv_1(F.leaky_relu(self.norm_1(x, condition), LEAK))
         return shortcut + x
-
-
-# ---- A faster convolution of labels and noise --------------------------------------------------
-#
-# A 3×3 convolution of a one-hot map multiplies mostly by zero: of the N products at each of the
-# nine taps one counts. The result is a sum of nine rows of the weight, which a table can look up.
-# Where all pixels of an image share one noise vector its part is the same at each pixel and goes
-# into the table, too. On two CPU cores this makes a third of G's arithmetic nearly free.
-
-
-class LookUp:
-    """The condition in short form: which nine table rows each output pixel adds up.
-
-    labels (B, h, w) int64, noise (B, C), one vector per image. Stands for the (B, C+N, h, w) tensor
-    of Generator.condition_pyramid wherever that would enter a 3×3 convolution.
-    """
-
-    def __init__(self, labels, noise, num_classes):
-        self.size, self.noise, self.num_classes = labels.shape, noise, num_classes
-        batch, height, width = labels.shape
-        # Row (image, tap, class); class N, all zeros, is the zero padding around the image.
-        padded = F.pad(labels, (1, 1, 1, 1), value=num_classes).int()
-        first_row = torch.arange(batch, dtype=torch.int32)[:, None, None] * 9
-        self.rows = torch.stack([
-            (first_row + 3 * i + j) * (num_classes + 1) + padded[:, i:i + height, j:j + width]
-            for i in range(3) for j in range(3)], dim=-1).view(-1, 9)              # (B·h·w, 9)
-
-    def convolve(self, weight, bias):
-        """conv2d of what this stands for: weight (out, C+N, 3, 3), bias (out,) -> (B, out, h, w)"""
-        of_noise, of_labels = weight.flatten(2).permute(2, 1, 0).split(
-            [self.noise.shape[1], self.num_classes], dim=1)              # (9, C or N, out)
-        table = of_labels + torch.einsum("bc,tco->bto", self.noise, of_noise)[:, :, None]
-        table = F.pad(table, (0, 0, 0, 1)).flatten(0, 2)                 # (B·9·(N+1), out)
-        out = F.embedding_bag(self.rows, table, mode="sum") + bias       # (B·h·w, out)
-        return out.view(*self.size, -1).permute(0, 3, 1, 2)              # channels-last as it is
-
-
-def convolve(layer, condition):
-    """layer(condition), for the condition in either form."""
-    if isinstance(condition, LookUp):
-        return condition.convolve(layer.weight, layer.bias)
-    return layer(condition)
 
 
 # ---- Generator G -------------------------------------------------------------------------------
@@ -317,7 +264,7 @@ class Generator(nn.Module):
                                  f"{self.num_classes - 1}")
 
 
-# ---- Discriminator D (Sec. 2, "Segmentation-based discriminator") ------------------------------
+# ---- Discriminator D (Sec. 2, "Segmentation-based discriminator"; Figure 2, right) -------------
 #
 # A U-Net: an encoder that halves the picture at each block, a decoder that doubles it again, and
 # skip connections that carry the encoder's fine detail across. D never receives the label map as
@@ -410,6 +357,65 @@ class Discriminator(nn.Module):
             if i < len(self.decoder) - 1:
                 x = torch.cat([skip, x], dim=1)
         return self.last(x)                                      # (B, N+1, H, W)
+
+
+# ---- Speed on a CPU ----------------------------------------------------------------------------
+#
+# Two things that change no result. First: a 3×3 convolution of a one-hot map multiplies mostly by
+# zero. Of the N products at each of the nine taps one counts, so the result is a sum of nine rows
+# of the weight, which a table can look up. Where all pixels of an image share one noise vector its
+# part is the same at each pixel and goes into the table, too. That is a third of G's multiply-adds;
+# looking them up saves a fifth of an image's time (results/tricks.txt). Second: keep_freed_memory.
+
+
+class LookUp:
+    """The condition in short form: which nine table rows each output pixel adds up.
+
+    labels (B, h, w) int64, noise (B, C), one vector per image. Stands for the (B, C+N, h, w) tensor
+    of Generator.condition_pyramid wherever that would enter a 3×3 convolution.
+    """
+
+    def __init__(self, labels, noise, num_classes):
+        self.size, self.noise, self.num_classes = labels.shape, noise, num_classes
+        batch, height, width = labels.shape
+        # Row (image, tap, class); class N, all zeros, is the zero padding around the image.
+        padded = F.pad(labels, (1, 1, 1, 1), value=num_classes).int()
+        first_row = torch.arange(batch, dtype=torch.int32)[:, None, None] * 9
+        self.rows = torch.stack([
+            (first_row + 3 * i + j) * (num_classes + 1) + padded[:, i:i + height, j:j + width]
+            for i in range(3) for j in range(3)], dim=-1).view(-1, 9)              # (B·h·w, 9)
+
+    def convolve(self, weight, bias):
+        """conv2d of what this stands for: weight (out, C+N, 3, 3), bias (out,) -> (B, out, h, w)"""
+        of_noise, of_labels = weight.flatten(2).permute(2, 1, 0).split(
+            [self.noise.shape[1], self.num_classes], dim=1)              # (9, C or N, out)
+        table = of_labels + torch.einsum("bc,tco->bto", self.noise, of_noise)[:, :, None]
+        table = F.pad(table, (0, 0, 0, 1)).flatten(0, 2)                 # (B·9·(N+1), out)
+        out = F.embedding_bag(self.rows, table, mode="sum") + bias       # (B·h·w, out)
+        return out.view(*self.size, -1).permute(0, 3, 1, 2)              # channels-last as it is
+
+
+def convolve(layer, condition):
+    """layer(condition), for the condition in either form."""
+    if isinstance(condition, LookUp):
+        return condition.convolve(layer.weight, layer.bias)
+    return layer(condition)
+
+
+def keep_freed_memory():
+    """Ask Linux's C library to keep freed memory for the next tensor; elsewhere it does nothing.
+
+    By default it hands every large block back to the system at once, and gets the next one page by
+    page, zeroed. On two CPU cores that makes a training step of the full-size model 7 % slower at
+    128×128 (results/tricks.txt).
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:                     # not Linux with glibc
+        return
+    M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4           # their numbers in malloc.h
+    libc.mallopt(M_MMAP_MAX, 0)                     # no block comes from the system on its own …
+    libc.mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)     # … and none goes back
 
 
 # ---- Checkpoints -------------------------------------------------------------------------------
@@ -550,7 +556,7 @@ def main():
             g, d = (sum(p.numel() for p in network(n).parameters())
                     for network in (Generator, Discriminator))
             print(f"  {name:16s} {n:6d}  {g:10,}  {d:13,}  {g + d:10,}")
-        print("Table 1 gives one number, 94M, for both together; the exact one depends on N.")
+        print("Table 1 says 94M for both together, whatever the dataset; it depends on N.")
 
 
 if __name__ == "__main__":

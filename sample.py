@@ -2,7 +2,7 @@
 
     python sample.py                                   # newest run, its own validation label maps
     python sample.py --labels maps --num 8 --seed 100  # your label maps, eight pictures each
-    python sample.py --resample-class sky              # Fig. 1: another sky, the rest stays
+    python sample.py --resample-class sky              # Figure 1: another sky, the rest stays
     python sample.py --resample-box 16 16 24 24        # ... another anything inside a rectangle
     python sample.py --interpolate 12                  # from one noise to another: strip and gif
     python sample.py --recreate photo.jpg              # Figure 4: photo -> labels -> photos

@@ -1,10 +1,10 @@
 """SPADE and SPADE+: the baseline that OASIS is compared with, under the same training loop.
 
-"Semantic Image Synthesis with Spatially-Adaptive Normalization" (Park, Liu, Wang, Zhu, 2019).
-Everything OASIS takes away is here: one more generator block, a discriminator that judges patches
-as real or fake and is given the label map, the feature-matching and the perceptual loss, and an
-image encoder for multi-modality. SPADE+ is the paper's fair baseline: without feature matching,
-with a moving average of G (Sec. 3).
+"Semantic Image Synthesis with Spatially-Adaptive Normalization" (Park, Liu, Wang, Zhu, 2019); on
+the left in Figure 2 of the OASIS paper. Everything OASIS takes away is here: one more generator
+block, a discriminator that judges patches as real or fake and is given the label map, the
+feature-matching and the perceptual loss, and an image encoder for multi-modality. SPADE+ is the
+paper's fair baseline: without feature matching, with a moving average of G (Sec. 3).
 
     python spade.py                                        # shapes and parameter counts
     python train.py --model spade+ --lambda-vgg 0          # drawn scenes, nothing to download
@@ -264,8 +264,8 @@ def training_step(G, D, D_frozen, optimizer_G, optimizer_D, real, labels, noise,
         else:
             fake, loss_kl = G(labels, noise, real)                      # z from the photograph
         output = D(torch.cat([real, fake.detach()]), labels.repeat(2, 1, 1))
-        loss_D_real, loss_D_fake = hinge_loss_D(*zip(*(
-            logits.chunk(2) for logits in patch_logits(output))))
+        logits_real, logits_fake = zip(*(scale.chunk(2) for scale in patch_logits(output)))
+        loss_D_real, loss_D_fake = hinge_loss_D(logits_real, logits_fake)
         loss_D = loss_D_real + loss_D_fake
     optimizer_D.zero_grad()
     loss_D.backward()

@@ -21,7 +21,7 @@ torch.set_num_threads(THREADS)
 
 @pytest.fixture(scope="session")
 def toy_run(tmp_path_factory, worker_id):
-    """The folder of a run of `python train.py` with fewer steps: a generator that has really learned."""
+    """The folder of a run of `python train.py`, half as wide and shorter: a generator that has really learned."""
     import train
 
     shared = tmp_path_factory.getbasetemp()
@@ -29,6 +29,7 @@ def toy_run(tmp_path_factory, worker_id):
     with FileLock(shared / "toy.lock"):
         if not (shared / "toy-done").exists():
             train.main(["--run-dir", str(shared / "toy-run"), "--steps", "160", "--score-every", "160",
+                        "--channels", "4", "--spade-hidden", "16", "--d-channels", "16", "32", "48", "64",
                         "--score-images", "100", "--segmenter-steps", "200"])
             (shared / "toy-done").touch()
     return shared / "toy-run"
