@@ -28,12 +28,12 @@ from pathlib import Path
 import torch
 
 import data
+import layouts
 import metrics
 import models
 import oasis
 import settings
 import train
-from segmenter import write_safely
 
 DIVERSITY_IMAGES = 40       # label maps for MS-SSIM, 20 samples each
 OWN_OPTIONS = ("--seed", "--run-dir", "--segmenter", "--resume")
@@ -53,18 +53,21 @@ class Run:
 
 
 def read_rows(path):
-    """A file of lines `name: options` -> {name: [options]}; # begins a comment. SettingsError."""
-    if not Path(path).is_file():
-        raise settings.SettingsError(f"--rows {path}: there is no such file")
+    """A file of lines `name: options` -> {name: [options]}; # begins a comment.
+
+    Raises SettingsError or data.DataError.
+    """
     rows = {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(layouts.read_lines(Path(path), "names the table's rows"), 1):
         name, colon, options = line.partition("#")[0].strip().partition(":")
         if name and not colon:
             raise settings.SettingsError(f"{path}, line {number}: write NAME: OPTIONS of train.py")
         if name in rows:
             raise settings.SettingsError(f"{path}, line {number}: a second row named {name!r}")
-        if name:
-            rows[name] = shlex.split(options)
+        try:
+            rows |= {name: shlex.split(options)} if name else {}
+        except ValueError as e:                         # a quotation mark without its partner
+            raise settings.SettingsError(f"{path}, line {number}: {e}") from e
     return rows
 
 
@@ -76,6 +79,8 @@ def folder_name(row):
 def plan(args, common):
     """Every row with every seed -> [Run]; rows with VGG only where its weights are named."""
     runs, left_out = [], []
+    if args.vgg_weights and not Path(args.vgg_weights).is_file():
+        raise settings.SettingsError(f"--vgg-weights {args.vgg_weights}: there is no such file")
     for row, options in read_rows(args.rows).items():
         for seed in args.seeds:
             folder = Path(args.out) / folder_name(row) / f"seed{seed}"
@@ -142,7 +147,8 @@ def finish(run, total_steps, scorer, jobs, processes):
     kept = run.folder / "ablation.json"
     if done < total_steps or not kept.exists():
         result = measure(run, scorer)
-        write_safely(kept, lambda path: path.write_text(json.dumps(result), encoding="utf-8"))
+        with layouts.written_whole(kept) as temporary:
+            temporary.write_text(json.dumps(result), encoding="utf-8")
     return json.loads(kept.read_text(encoding="utf-8"))
 
 
@@ -197,12 +203,13 @@ def run_all(args, common):
         steps_done(run)                 # refuses other tables' folders before an hour is spent
     first, out = runs[0].settings, Path(args.out)
     train_set, val_set = train.open_data(first)
-    out.mkdir(parents=True, exist_ok=True)
+    with layouts.readable(out, layouts.NOT_WRITTEN):
+        out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    scorer = metrics.Scorer(val_set, train_set, device, ["ms_ssim"], DIVERSITY_IMAGES)
     # Trains the segmenter that all runs share, the first time.
     metrics.Scorer(val_set, train_set, device, ["miou"], run_dir=out,
                    segmenter_steps=first.segmenter_steps or None)
-    scorer = metrics.Scorer(val_set, train_set, device, ["ms_ssim"], DIVERSITY_IMAGES)
     processes = []
 
     def one(run):

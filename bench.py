@@ -134,7 +134,7 @@ def workloads(s, device):
     state = train.State(s, num_classes, device)
     if s.compile:
         for network in (state.G, state.D, state.ema):
-            network.compile()
+            network.compile(dynamic=False)
     cells = torch.randint(0, num_classes, (s.batch_size, -(-s.height // 16), -(-s.width // 16)))
     labels = cells.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, :s.height, :s.width]
     labels = labels.to(device)
@@ -200,6 +200,9 @@ def main(argv=None):
     oasis.keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if s.precision == "bf16" else torch.float32
+    torch.backends.cudnn.benchmark = device.type == "cuda"      # as train.py has it
+    # PyTorch lets convolutions take TF32, products not; here both do, so that like is compared.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     runs, state = workloads(s, device)
     work = print_work(state, s)
     where = torch.cuda.get_device_name() if device.type == "cuda" else \
@@ -210,7 +213,12 @@ def main(argv=None):
     for name, run in runs.items():
         if args.only not in (None, name):
             continue
-        size, seconds, products, copies = measured_together(run, device, dtype, args.n, warm_up=3)
+        try:
+            size, seconds, products, copies = measured_together(run, device, dtype, args.n, 3)
+        except torch.OutOfMemoryError:
+            print(f"bench.py: error: the GPU's memory does not hold --batch-size {s.batch_size}; "
+                  f"choose a smaller one", file=sys.stderr)
+            sys.exit(2)
         median, product = statistics.median(seconds), statistics.median(products)
         print(f"  {name:8s}  {s.batch_size / median:8.2f} images/s   {median:.3f} s "
               f"({min(seconds):.3f} … {max(seconds):.3f})   "

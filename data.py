@@ -23,7 +23,6 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +33,7 @@ from tqdm import tqdm
 
 import layouts
 import toy
-from layouts import DataError, Layout
+from layouts import NOT_WRITTEN, DataError, Layout, readable, written_whole
 from toy import draw_scene
 
 STREAM_AUGMENT, STREAM_ORDER = range(2)      # purposes: a crop never shifts the shuffle's numbers
@@ -42,21 +41,11 @@ STREAM_AUGMENT, STREAM_ORDER = range(2)      # purposes: a crop never shifts the
 
 # ---- Reading one photo, one label map ------------------------------------------------------------
 
-@contextmanager
-def readable(path, failure="cannot be read as a picture"):
-    """Whatever PIL or the disk raises about a file becomes one sentence that names the file."""
-    try:
-        yield
-    except DataError:
-        raise
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or "damaged"
-        raise DataError(f"{path}: {failure} ({reason})") from error
-
-
-def writable(path):
-    """The same for a file being written: a full disk, a folder that is not there."""
-    return readable(path, "cannot be written")
+def to_rgb(picture, path):
+    """PIL picture -> RGB. DataError for 16-bit values, which PIL would clip to 255."""
+    if picture.mode.startswith(("I", "F")):
+        raise DataError(f"{path}: has more than 8 bits per channel; save it with 8")
+    return picture.convert("RGB")
 
 
 def read_photo(path, size, label_size=None, upright=False):
@@ -78,7 +67,7 @@ def read_photo(path, size, label_size=None, upright=False):
         photo.draft("RGB", tuple(2 * side for side in size[::order]))
         if upright:
             ImageOps.exif_transpose(photo, in_place=True)
-        return np.asarray(photo.convert("RGB").resize(size[::-1], Image.BICUBIC))
+        return np.asarray(to_rgb(photo, path).resize(size[::-1], Image.BICUBIC))
 
 
 def png_header(path):
@@ -270,6 +259,8 @@ def open_dataset(preset, split, size, data_root=None, *, seed=0, subset=None, nu
         raise DataError(f"the seed {seed} must be at least 0, and the number of images "
                         f"{num_images} at least 1")
     if preset == "toy":
+        if subset:
+            raise DataError(f"--subset {subset}: toy draws its images, there are none to choose")
         return ToyDataset(split, size, seed, num_images or (2000 if split == "train" else 200))
     root = Path(data_root or "")
     if not data_root or not root.is_dir():
@@ -422,7 +413,7 @@ def survey(dataset, most=None, progress=False):
 
 def check_dataset(dataset, most=None):
     """All problems of the dataset's files, one sentence each; [] if there are none."""
-    return survey(dataset, most).problems
+    return survey(dataset, most).problems if dataset.layout.photos else []     # toy has no files
 
 
 def describe(dataset, found):
@@ -444,33 +435,29 @@ def describe(dataset, found):
 def check_command(preset, data_root, size, subset, out):
     """Survey both splits, print them, save a contact sheet; DataError if anything is wrong."""
     size = size or SIZES.get(preset, (256, 256))
-    splits = [open_dataset(preset, split, size, data_root, subset=subset, complete=False)
-              for split in ("train", "val")]
+    # As in a training, a subset chooses among the training images only.
+    splits = [open_dataset(preset, split, size, data_root, subset=names, complete=False)
+              for split, names in (("train", subset), ("val", None))]
     problems = []
     for dataset in splits:
         found = survey(dataset, progress=True)
         describe(dataset, found)
         problems += found.problems
     if subset:
-        absent = layouts.read_names(subset) - {name for d in splits for name in d.names}
-        problems += [f"{subset}: names {name}, which no split has" for name in sorted(absent)]
+        absent = layouts.read_names(subset) - set(splits[0].names)
+        problems += [f"{subset}: names {name}, which is no training image"
+                     for name in sorted(absent)]
     if problems:
         print(*problems, sep="\n", file=sys.stderr)
-        raise DataError(f"{len(problems)} problems were found, listed above")
+        found = "problem was" if len(problems) == 1 else "problems were"
+        raise DataError(f"{len(problems)} {found} found, listed above")
     train, _ = splits
     pairs = [train[i] for i in range(0, len(train), max(1, len(train) // 8))][:8]
     grid = [list(to_uint8(torch.stack([image for image, _ in pairs]))),
             [colourise(labels, train.palette) for _, labels in pairs]]
-    save_picture(picture_grid(grid, scale=2 if max(size) <= 128 else 1), out)
+    with written_whole(out) as partial:
+        picture_grid(grid, scale=2 if max(size) <= 128 else 1).save(partial, format="PNG")
     print(f"{out}: some photos and their label maps in colour")
-
-
-def save_picture(picture, path):
-    """Write a png under a temporary name, then rename: no half-written file is ever left."""
-    partial = Path(f"{path}.tmp")
-    with writable(path):
-        picture.save(partial, format="PNG")
-        partial.replace(path)
 
 
 # ---- Colours to ids, and speed -------------------------------------------------------------------
@@ -484,7 +471,7 @@ def convert_colours(source, classes, out):
     files, out = layouts.list_files(Path(source), layouts.PHOTOS), Path(out)
     if out.exists():
         raise DataError(f"{out}: exists already; give the name of a new folder")
-    with writable(out):
+    with readable(out, NOT_WRITTEN):
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=out.name, suffix=".tmp", dir=out.parent))
         try:
@@ -526,7 +513,25 @@ def benchmark(count=48):
               f"{100 / rate:.1f} workers")
 
 
-# ---- Command line --------------------------------------------------------------------------------
+# ---- Command line; two helpers that other scripts share ------------------------------------------
+
+def at_least(least):
+    """An argparse type: whole numbers from `least` on."""
+    def whole_number(text):
+        if not least <= int(text) < 2 ** 62:
+            raise argparse.ArgumentTypeError(f"{text}: must be a whole number from {least} on")
+        return int(text)
+    return whole_number
+
+
+def pick_device(name):
+    """--device, or the GPU if there is one. DataError for a device this machine does not have."""
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    possible = ["cpu"] + ["cuda"] * bool(gpus) + gpus
+    if name and name not in possible:
+        raise DataError(f"--device {name}: this machine has {', '.join(possible)}")
+    return name or ("cuda" if gpus else "cpu")
+
 
 def parse_arguments(argv):
     parser = argparse.ArgumentParser(
@@ -535,8 +540,8 @@ def parse_arguments(argv):
     check = parser.add_argument_group("check: every photo and label map, then a contact sheet")
     check.add_argument("--preset", default="toy", choices=PRESETS, help="default: toy")
     check.add_argument("--data-root", metavar="DIR", help="the dataset's folder (not for toy)")
-    check.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="size in the contact "
-                       "sheet (default: the preset's training size)")
+    check.add_argument("--size", nargs=2, type=at_least(1), metavar=("H", "W"), help="size in the "
+                       "contact sheet (default: the preset's training size)")
     check.add_argument("--subset", metavar="FILE", help="use only the images this file names")
     convert = parser.add_argument_group("convert: colours in label pictures to class ids")
     convert.add_argument("--convert-colours", metavar="DIR", help="folder of colour-coded pngs")
@@ -563,6 +568,9 @@ def main(argv=None):
     except DataError as error:
         print(f"data.py: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("data.py: interrupted", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -63,7 +63,7 @@ def frechet_distance(mu1, sigma1, mu2, sigma2):
     half = vectors * eigenvalues.clamp(min=0).sqrt()                # V λ^½
     roots = torch.linalg.eigvalsh(half.T @ sigma2 @ half).clamp(min=0).sqrt()
     distance = (mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * roots.sum()
-    return max(0.0, distance.item())
+    return max(distance.item(), 0.0)        # in this order NaN stays NaN
 
 
 def moment_distance(a, b):

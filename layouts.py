@@ -11,8 +11,10 @@ where a dataset has it, and is then the layout's `ignore_label`: weight 0 in the
 alpha_c), never scored.
 """
 
+import os
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +47,42 @@ class Layout:
     unmatched: list = ()       # sentences: photos without a label map, label maps without a photo
 
 
+# ---- Files ---------------------------------------------------------------------------------------
+
+NOT_WRITTEN = "could not be written"
+
+
+@contextmanager
+def readable(path, failure="cannot be read as a picture"):
+    """Whatever PIL or the disk raises about a file becomes one sentence that names the file."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError,
+            Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or "damaged"
+        raise DataError(f"{path}: {failure} ({reason})") from error
+
+
+@contextmanager
+def written_whole(path):
+    """Yields a temporary path beside `path` that takes its place at the end: never half a file.
+
+    A full disk or a folder that cannot be made is a DataError.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with readable(path, NOT_WRITTEN):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            os.replace(partial, path)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
 # ---- Building blocks -----------------------------------------------------------------------------
 
 PHOTOS, PNGS = (".jpg", ".jpeg", ".png"), (".png",)
@@ -55,7 +93,9 @@ def list_files(folder, endings, suffix=""):
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder")
     found = {}
-    for path in sorted(folder.iterdir()):
+    with readable(folder, "cannot be listed"):
+        paths = sorted(folder.iterdir())
+    for path in paths:
         if path.name.startswith("."):                        # a system's notes on files, no photo
             continue
         if path.suffix.lower() in endings and path.stem.endswith(suffix) and path.is_file():
@@ -84,8 +124,12 @@ def read_lines(path, purpose):
     """The lines of a text file, without white space at the ends of the file and of each line."""
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as a text file; it {purpose}") from error
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: is missing; it {purpose}") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); it {purpose}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not a text file in UTF-8; it {purpose}") from error
 
 
 def first_folder(root, *choices):
@@ -232,11 +276,8 @@ def open_outdoors(root, split):
                        for wanted in (OUTDOOR_CLASSES, INDOOR_CLASSES))
 
     def vote(label):
-        try:
-            with Image.open(label) as picture:
-                counts = np.array(picture.histogram())
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"{label}: cannot be read as a picture ({error})") from error
+        with readable(label), Image.open(label) as picture:
+            counts = np.array(picture.histogram())
         kinds = counts[outdoor].any(), counts[indoor].any()
         return None if kinds[0] == kinds[1] else bool(kinds[0])
 

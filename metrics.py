@@ -34,14 +34,16 @@ from PIL import Image
 from tqdm import tqdm
 
 import data
+import layouts
 import models
 import oasis
+from data import at_least
 from distances import (LPIPS, InceptionFeatures, MetricsError, colour_distance, colour_histogram,
                        moment_distance, moments, ms_ssim_scales, pairwise_ms_ssim, quantise,
                        texture_distance, texture_histogram)
 from segmenter import (Segmenter, add_over_processes, class_iou, encoder_features, everywhere,
                        load_exported, load_segmenter, mean_iou, pixel_accuracy, process, quiet,
-                       segmenter_from, train_segmenter_file, write_safely)
+                       segmenter_from, train_segmenter_file)
 
 # Not used below, but looked for here:
 from distances import frechet_distance, ms_ssim          # noqa: E402, F401
@@ -147,6 +149,10 @@ class Scorer:
         if unknown:
             raise MetricsError(f"there is no score {unknown[0]!r}; there are {', '.join(METRICS)}")
         self.dataset, self.device, self.seed = val_dataset, torch.device(device), seed
+        for name, least in (("ms_ssim", 11), ("texture", 3)):      # the width of their windows
+            if name in metrics and min(val_dataset.size) < least:
+                raise MetricsError("{} of images of {}×{}: it needs at least {} pixels each "
+                                   "way".format(name, *val_dataset.size, least))
         self.count = min(num_images or len(val_dataset), len(val_dataset))
         self.batch_size, self.workers, self.metrics = batch_size, workers, list(metrics)
         if self.metrics:
@@ -184,10 +190,13 @@ class Scorer:
                                    "here, which an exported program does not have")
             return segmenter
         path = Path(segmenter or Path(run_dir or "") / "segmenter.pt")
-        if segmenter is None and not (run_dir and path.is_file()):
+        # Machines may see a new file at different times; all processes must do the same.
+        found = everywhere(bool(run_dir) and path.is_file(), self.device)
+        if segmenter is None and not found:
             content = train_segmenter_file(train_dataset, self.device, steps, workers=self.workers)
             if run_dir and process()[0] == 0:
-                write_safely(path, lambda temporary: torch.save(content, temporary))
+                with layouts.written_whole(path) as partial:
+                    torch.save(content, partial)
             return segmenter_from(content, self.dataset, self.device, path)
         return load_segmenter(path, self.dataset, self.device)
 
@@ -269,8 +278,7 @@ class Scorer:
                 if name in DISTANCES:
                     floor[name] = DISTANCES[name](*halves)
         if "fid" in measures and process()[0] == 0:
-            kept = {"sum": real["fid"].cpu(), "floor": floor["fid"]}
-            write_safely(cache, lambda temporary: torch.save(kept, temporary))
+            keep({"sum": real["fid"].cpu(), "floor": floor["fid"]}, cache)
         return real, floor
 
     def diversity(self, generator):
@@ -352,6 +360,15 @@ def dataset_key(dataset, count, weights_hash):
     return f"{dataset.name}-{dataset.split}-{digest.hexdigest()[:16]}"
 
 
+def keep(statistics, path):
+    """Write statistics for the next time; where that fails they are measured again, no more."""
+    try:
+        with layouts.written_whole(path) as partial:
+            torch.save(statistics, partial)
+    except data.DataError as e:
+        print(f"the statistics of the real images are not kept: {e}", file=sys.stderr)
+
+
 def read_cache(path, device):
     """Kept statistics; None where there are none, damaged ones, or not every process has them."""
     try:
@@ -365,17 +382,13 @@ def read_cache(path, device):
 
 
 class ImageFolder(torch.utils.data.Dataset):
-    """The images in a folder, all of one size, without label maps. MetricsError, data.DataError."""
+    """The images in a folder, all of one size, without label maps. Raises data.DataError."""
 
     SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
     def __init__(self, folder):
         self.folder = Path(folder)
-        if not self.folder.is_dir():
-            raise MetricsError(f"{folder}: there is no such folder")
-        self.paths = sorted(p for p in self.folder.iterdir() if p.suffix.lower() in self.SUFFIXES)
-        if not self.paths:
-            raise MetricsError(f"{folder}: holds no images ({' '.join(self.SUFFIXES)})")
+        self.paths = list(layouts.list_files(self.folder, self.SUFFIXES).values())
         # What a Scorer asks of a SceneDataset.
         self.name, self.split, self.ignore_label = self.folder.resolve().name, "folder", None
         self.names, self.layout = [p.name for p in self.paths], SimpleNamespace(photos=self.paths)
@@ -387,12 +400,12 @@ class ImageFolder(torch.utils.data.Dataset):
     def read(self, index):
         """Image number index -> (H, W, 3) uint8."""
         with data.readable(self.paths[index]), Image.open(self.paths[index]) as image:
-            return np.array(image.convert("RGB"))
+            return np.array(data.to_rgb(image, self.paths[index]))
 
     def __getitem__(self, index):
         pixels = self.read(index)
         if pixels.shape[:2] != self.size:
-            raise MetricsError(f"{self.paths[index]}: is {pixels.shape[0]}×{pixels.shape[1]}, "
+            raise data.DataError(f"{self.paths[index]}: is {pixels.shape[0]}×{pixels.shape[1]}, "
                                f"{self.paths[0].name} is {self.size[0]}×{self.size[1]}; all images "
                                f"of a folder must be of one size")
         return torch.from_numpy(pixels.transpose(2, 0, 1)).float() / 127.5 - 1, 0
@@ -406,6 +419,10 @@ def score_folders(args):
             raise MetricsError(f"{name} needs a --checkpoint; of two folders fid, colour and "
                                f"texture can be measured")
     real, fake = ImageFolder(args.real), ImageFolder(args.fake)
+    if real.size != fake.size:
+        raise MetricsError(f"{args.real} holds images of {real.size[0]}×{real.size[1]} (height × "
+                           f"width), {args.fake} of {fake.size[0]}×{fake.size[1]}; distances "
+                           f"depend on the size, so bring both to one")
     count = min(len(real), len(fake))
     if len(real) != len(fake) and not 0 < (args.num_images or 0) <= count:
         raise MetricsError(f"{args.real} holds {len(real)} images, {args.fake} {len(fake)}; "
@@ -455,14 +472,6 @@ def score_checkpoint(args):
 SCRIPT_METRICS = ("miou", "accuracy", "fd_segmenter", "fid", "colour", "texture", "d_miou")
 
 
-def positive(text):
-    """An argument that is a whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
 def parse_arguments(argv=None):
     """Command line -> namespace."""
     known = "\n".join(f"  {name:13s} {text}" for name, text in METRICS.items())
@@ -476,27 +485,27 @@ def parse_arguments(argv=None):
     what.add_argument("--real", metavar="DIR", help="folder of real images")
     what.add_argument("--fake", metavar="DIR", help="folder of generated images")
     how = parser.add_argument_group("how")
-    how.add_argument("--metrics", type=lambda text: text.split(","), metavar="A,B",
+    how.add_argument("--metrics", type=lambda text: text.replace(" ", "").split(","), metavar="A,B",
                      help="see below")
-    how.add_argument("--num-images", type=positive, metavar="N",
+    how.add_argument("--num-images", type=at_least(1), metavar="N",
                      help="the first N images (default: all)")
-    how.add_argument("--seed", type=int, default=0,
+    how.add_argument("--seed", type=at_least(0), default=0,
                      help="image i gets the noise of seed + i (default 0)")
     how.add_argument("--inception", metavar="FILE",
                      help="the FID network's weights, if not downloaded")
-    how.add_argument("--batch-size", type=positive, default=16, help="(default 16)")
-    how.add_argument("--workers", type=int, default=0,
-                     help="processes that load images (default 0)")
+    how.add_argument("--batch-size", type=at_least(1), default=16, help="(default 16)")
+    how.add_argument("--workers", type=at_least(0), default=0,
+                     help="processes that load images, for each GPU (default 0)")
     how.add_argument("--device", help="cuda or cpu (default: cuda if there is one)")
     miou = parser.add_argument_group("the network behind mIoU")
     miou.add_argument("--segmenter", metavar="FILE", help="a segmenter.pt (default: the one beside "
                       "the checkpoint, trained and put there if there is none), or an exported "
                       "network of yours, FILE.pt2")
-    miou.add_argument("--segmenter-size", type=positive, nargs=2, metavar=("H", "W"),
+    miou.add_argument("--segmenter-size", type=at_least(1), nargs=2, metavar=("H", "W"),
                       help="resize images to this for a FILE.pt2 (default: as they are)")
     miou.add_argument("--label-map", metavar="FILE", help="for a FILE.pt2: line k is the dataset's "
                       "name or id of the network's class k, or - (default: the same classes)")
-    miou.add_argument("--segmenter-steps", type=positive, help="training steps of a new one")
+    miou.add_argument("--segmenter-steps", type=at_least(1), help="training steps of a new one")
     output = parser.add_argument_group("output")
     output.add_argument("--per-class", action="store_true", help="also print the IoU of each class")
     output.add_argument("--json", metavar="FILE", help="write scores and protocols to FILE")
@@ -521,8 +530,8 @@ def main(argv=None):
     """Command line. Exit code 0, or 2 with one sentence on what was wrong with the request."""
     args = parse_arguments(argv)
     oasis.keep_freed_memory()
-    gpu = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        gpu = data.pick_device(args.device)
         if "RANK" in os.environ:                       # set by torchrun
             if gpu == "cuda":
                 gpu = f"cuda:{os.environ['LOCAL_RANK']}"
@@ -534,12 +543,14 @@ def main(argv=None):
             show(scorer, scores, args.per_class)
             if args.json:
                 save_json(args, scorer, scores)
+        if dist.is_initialized():       # only where all went well: see train.main
+            dist.destroy_process_group()
     except (MetricsError, data.DataError, oasis.CheckpointError) as e:
         print(f"metrics.py: error: {e}", file=sys.stderr)
         sys.exit(2)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    except KeyboardInterrupt:
+        print("metrics.py: interrupted", file=sys.stderr)
+        sys.exit(1)
 
 
 def save_json(args, scorer, scores):
@@ -550,7 +561,8 @@ def save_json(args, scorer, scores):
                "class_iou": {name: [None if iou != iou else iou for iou in pair]
                              for name, pair in scorer.per_class.items()}}
     text = json.dumps(content, indent=1, ensure_ascii=False)
-    write_safely(args.json, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+    with layouts.written_whole(args.json) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

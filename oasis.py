@@ -104,6 +104,16 @@ def convolution(in_channels, out_channels, kernel, spectral, bias=True, stride=1
     return spectral_norm(layer) if spectral and not layer.weight.is_meta else layer
 
 
+def nearest(x, **size):
+    """Nearest-neighbour resizing, in the precision that x has.
+
+    It only copies numbers, but autocast on a GPU takes it for arithmetic and turns the picture
+    into float32: more memory, and a copy back before every convolution that follows.
+    """
+    with torch.autocast("cuda", enabled=False):
+        return F.interpolate(x, **size, mode="nearest")
+
+
 @torch.no_grad()
 def scale_weights(network, factor):
     """Multiply every layer's weight; a factor of 50 turns the initial gain of 0.02 into 1.
@@ -221,7 +231,7 @@ class Generator(nn.Module):
         """From the first features (B, 16c, H/32, W/32) to images; SPADE may start elsewhere."""
         for i, (block, condition) in enumerate(zip(self.blocks, pyramid)):
             if i > 0:
-                x = F.interpolate(x, scale_factor=2, mode="nearest")
+                x = nearest(x, scale_factor=2)
             x = block(x, condition)                             # … (B, c, H, W)
         return torch.tanh(self.last(F.leaky_relu(x, LEAK)))     # (B, 3, H, W)
 
@@ -236,9 +246,13 @@ class Generator(nn.Module):
         strides = [2 ** k for k in reversed(range(self.num_blocks))]
         if labels.device.type == "cpu" and noise.ndim == 2:
             return [LookUp(labels[:, ::s, ::s], noise, self.num_classes) for s in strides]
+        # In the precision of the convolutions that read it, else each makes a copy of its own.
+        dtype = self.first.weight.dtype
+        if labels.is_cuda and torch.is_autocast_enabled("cuda"):
+            dtype = torch.get_autocast_dtype("cuda")
         condition = torch.empty(
             (batch, self.noise_dim + self.num_classes, height, width), device=labels.device,
-            dtype=self.first.weight.dtype, memory_format=torch.channels_last).zero_()
+            dtype=dtype, memory_format=torch.channels_last).zero_()
         condition[:, :self.noise_dim] = replicate_noise(noise, height, width)
         condition[:, self.noise_dim:].scatter_(1, labels[:, None], 1)
         return [condition[:, :, ::s, ::s].contiguous(memory_format=torch.channels_last)
@@ -311,8 +325,8 @@ class UpBlock(nn.Module):
         """(B, in, h, w) -> (B, out, *size); size: (2h, 2w), or one less for odd sizes."""
         # A 1×1 convolution and nearest-neighbour doubling may be swapped, too.
         shortcut = self.conv_s(x) if self.learned_shortcut else x
-        shortcut = F.interpolate(shortcut, size, mode="nearest")
-        x = self.conv_1(F.interpolate(F.leaky_relu(x, LEAK), size, mode="nearest"))
+        shortcut = nearest(shortcut, size=size)
+        x = self.conv_1(nearest(F.leaky_relu(x, LEAK), size=size))
         x = self.conv_2(F.leaky_relu(x, LEAK))
         return x + shortcut
 
@@ -428,6 +442,8 @@ def read_tensors(path):
         raise CheckpointError(f"{path}: no such checkpoint file")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as e:
+        raise CheckpointError(f"{path}: cannot be read ({e.strerror})") from e
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile,
             KeyError, IndexError, AttributeError, TypeError, ValueError) as e:
         # The last five come from PyTorch's reader when it takes other bytes for a pickle.
@@ -439,8 +455,8 @@ def load_checkpoint(path):
     """A run's latest.pt or best.pt, written by train.py, as a dictionary. CheckpointError."""
     checkpoint = read_tensors(path)
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != "oasis-run-1":
-        raise CheckpointError(f"{path}: not a checkpoint of train.py; the authors' released *.pth "
-                              f"files are read by load_released_generator and _discriminator")
+        raise CheckpointError(f"{path}: not a checkpoint of train.py; of the authors' released "
+                              f"*.pth files sample.py draws with --preset")
     return checkpoint
 
 

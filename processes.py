@@ -34,12 +34,13 @@ def start_processes():
     """Returns (rank, number of processes, device). Plain `python train.py` is rank 0 of 1.
 
     On GPUs there are two ways to meet: NCCL between the GPUs, gloo between the CPUs. A process
-    that dies closes its gloo connections, so the others get an error within a step
-    (outside_cause). An exchange that hangs on the GPUs is not seen from Python; there PyTorch's
-    watchdog (TORCH_NCCL_ASYNC_ERROR_HANDLING, on unless it is switched off) aborts the process
-    after TIMEOUT, and torchrun ends the rest of the job.
+    that dies closes its gloo connections, so on CPUs the others get an error within a step
+    (outside_cause). On GPUs they may be waiting inside an exchange that Python does not see, such
+    as synchronised batch norm's; torchrun ends those, with SIGTERM and 30 s later with SIGKILL,
+    and where there is no torchrun left, PyTorch's watchdog does after TIMEOUT.
     """
     on_gpu = torch.cuda.is_available()
+    torch.backends.cudnn.benchmark = on_gpu         # all steps have one shape: try what is fastest
     if "RANK" not in os.environ:                       # torchrun sets it
         return 0, 1, torch.device("cuda" if on_gpu else "cpu")
     local_rank, device = int(os.environ["LOCAL_RANK"]), torch.device("cpu")

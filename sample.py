@@ -38,6 +38,7 @@ from tqdm import tqdm
 import data
 import layouts
 import oasis
+from data import at_least
 from pictures import (NUM_CLASSES, SampleError, change_by_distance, check_size, class_id,
                       class_region, describe_change, digest, files_of, interpolate, load_model,
                       local_noise, newest_checkpoint, noise_from_seeds, paint, predict_labels,
@@ -273,25 +274,13 @@ def already_drawn(path, recipe):
 # ---- Writing files -------------------------------------------------------------------------------
 
 
-def save(path, write):
-    """write(file) under a temporary name, then rename: no half-written file is ever left."""
-    partial_file = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial_file, "wb") as file:
-            write(file)
-        partial_file.replace(path)
-    except OSError as error:
-        partial_file.unlink(missing_ok=True)
-        raise SampleError(f"{path}: could not be written ({error.strerror or error})") from error
-
-
 def save_png(path, image, recipe=None):
     """PIL image -> png, with its recipe inside."""
     info = PngInfo()
     if recipe:
         info.add_text("recipe", json.dumps(recipe))
-    save(path, lambda file: image.save(file, format="PNG", pnginfo=info))
+    with layouts.written_whole(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=info)
 
 
 def save_prediction(scene, model, out):
@@ -309,9 +298,9 @@ def save_walk(row, stem):
     """Interpolation -> one strip png, and a gif that walks to the end and back."""
     frames = [Image.fromarray(pixels) for pixels in row]
     save_png(stem.with_name(stem.name + "_strip.png"), Image.fromarray(np.concatenate(row, axis=1)))
-    save(stem.with_name(stem.name + ".gif"),
-         lambda file: frames[0].save(file, format="GIF", save_all=True, duration=100, loop=0,
-                                     append_images=frames[1:] + frames[-2:0:-1]))
+    with layouts.written_whole(stem.with_name(stem.name + ".gif")) as temporary:
+        frames[0].save(temporary, format="GIF", save_all=True, duration=100, loop=0,
+                       append_images=frames[1:] + frames[-2:0:-1])
 
 
 def sheet_row(scene, edit, palette):
@@ -400,7 +389,7 @@ def segment(readers, edit, model, out):
 
 def run(args):
     """One command: plan everything, which finds all mistakes, then draw."""
-    device = pick_device(args.device)
+    device = data.pick_device(args.device)
     checkpoint = Path(args.checkpoint) if args.checkpoint else newest_checkpoint()
     model = load_model(checkpoint, args.preset, device, args.data_root)
     if args.size:
@@ -415,7 +404,7 @@ def run(args):
         segment(readers, edit, model, out)
         return
 
-    # Each label map is read twice, now and when it is drawn. The first pass is cheap, and a mistake
+    # Each label map is read twice, now and when it is drawn. Reading is cheap, and a mistake
     # in the last of ten thousand label maps is better known before the first picture is written.
     @lru_cache(maxsize=2)
     def scene_at(number):
@@ -435,29 +424,12 @@ def run(args):
     record = {"format": "oasis-pictures-1",
               "pictures": [{"file": str(p.path.resolve()), **p.recipe} for p in plan]}
     path = Path(args.json) if args.json else out / "record.json"
-    save(path, lambda file: file.write(json.dumps(record, indent=1).encode()))
+    with layouts.written_whole(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
     print(f"{out}: {len(plan) - kept} pictures drawn" + f", {kept} were there already" * bool(kept))
 
 
 # ---- Command line --------------------------------------------------------------------------------
-
-
-def pick_device(name):
-    """--device, or the GPU if there is one. SampleError for a device this machine does not have."""
-    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    possible = ["cpu"] + ["cuda"] * bool(gpus) + gpus
-    if name and name not in possible:
-        raise SampleError(f"--device {name}: this machine has {', '.join(possible)}")
-    return name or ("cuda" if gpus else "cpu")
-
-
-def at_least(least):
-    """An argparse type: whole numbers from `least` on."""
-    def whole_number(text):
-        if not least <= int(text) < 2 ** 62:
-            raise argparse.ArgumentTypeError(f"{text}: must be a whole number from {least} on")
-        return int(text)
-    return whole_number
 
 
 def parse_arguments(argv):
@@ -526,6 +498,9 @@ def main(argv=None):
         print(f"sample.py: error: the GPU's memory does not hold --batch-size {args.batch_size}; "
               "choose a smaller one", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("sample.py: interrupted; the same command goes on with it", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -8,7 +8,6 @@ compared.
 """
 
 import hashlib
-import os
 import zipfile
 from pathlib import Path
 
@@ -21,10 +20,11 @@ from torch.nn.utils import parametrize
 from tqdm import tqdm
 
 import data
+import layouts
 import oasis
 from distances import MetricsError, file_hash
 
-# ---- Several processes, files --------------------------------------------------------------------
+# ---- Several processes ---------------------------------------------------------------------------
 
 
 def process():
@@ -48,21 +48,6 @@ def everywhere(flag, device):
     """Is this true in every process? Processes that branch on it then all take the same branch."""
     misses = torch.tensor(0.0 if flag else 1.0, device=device)
     return add_over_processes(misses).item() == 0
-
-
-def write_safely(path, write):
-    """write(temporary path), then rename: `path` never holds half a file. MetricsError."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as e:           # torch wraps some write errors in RuntimeError
-        raise MetricsError(f"{path}: could not be written "
-                           f"({getattr(e, 'strerror', None) or str(e).splitlines()[0]})") from e
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # ---- Confusion matrix, mIoU ----------------------------------------------------------------------
@@ -161,7 +146,7 @@ def scoring_network(num_classes, channels, seed=0):
 
 
 def default_plan(size):
-    """Hyper-parameters by size: below 256×256 a minute on two CPU cores, then a GPU's work."""
+    """Hyper-parameters by size: minutes on two CPU cores below 256×256, else a GPU's work."""
     if size[0] * size[1] < 256 * 256:
         return dict(channels=(24, 32, 48, 96), steps=600, batch_size=8, lr=6e-3)
     return dict(channels=(64, 96, 128, 192, 256), steps=10_000, batch_size=16, lr=1e-3)
@@ -296,16 +281,13 @@ def load_exported(path, dataset, device, size=None, label_map=None):
 def read_class_table(path, dataset):
     """A text file; line k: the dataset's name or id of the network's class k, "-" if it has none.
 
-    Returns a list of ids, −1 for "-". MetricsError names the line.
+    Returns a list of ids, −1 for "-". MetricsError names the line, DataError the file.
     """
     names = {name: i for i, name in enumerate(dataset.class_names)}
     names.update({str(i): i for i in range(dataset.num_classes)}, **{"-": -1})
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise MetricsError(f"{path}: cannot be read as text") from e
+    lines = layouts.read_lines(Path(path), "names the dataset's class for each of the network's")
     for number, line in enumerate(lines, 1):
-        if line.strip() not in names:
-            raise MetricsError(f"{path}, line {number}: {line.strip()!r} is neither a class of "
+        if line not in names:
+            raise MetricsError(f"{path}, line {number}: {line!r} is neither a class of "
                                f"{dataset.name}, nor an id below {dataset.num_classes}, nor -")
-    return [names[line.strip()] for line in lines]
+    return [names[line] for line in lines]

@@ -34,7 +34,7 @@ class Settings:
     subset: str = option("", "file with the names of the training images to use, one per line")
     height: int = option(256, "height of the images")
     width: int = option(256, "width of the images")
-    workers: int = option(8, "processes that load images; the pictures do not depend on it")
+    workers: int = option(8, "processes that load images, for each GPU; changes nothing else")
 
     model: str = option("oasis", "oasis, or a baseline of spade.py: spade, spade+", "model")
     multimodal: str = option("noise", "what makes several pictures of one label map: noise (3D), "
@@ -64,9 +64,10 @@ class Settings:
     lambda_features: float = option(0.0, "λ, weight of SPADE's feature-matching loss")
     lambda_kl: float = option(0.05, "λ, weight of the KL term of SPADE's encoder")
     ema_decay: float = option(0.9999, "decay of the generator's moving average")
-    precision: str = option("fp32", "fp32, or bf16: networks in bfloat16, losses in float32")
+    precision: str = option("fp32", "fp32 (convolutions in TF32 on recent GPUs), or bf16: networks "
+                            "in bfloat16, losses in float32")
     compile: bool = option(False, "torch.compile both networks: minutes of waiting, then faster "
-                           "steps on a GPU")
+                           "steps on a GPU (on several GPUs mostly D's part)")
     seed: int = option(0, "decides every random number of the training")
     data_seed: int = option(0, "decides what it learns from: the drawn scenes, crops and flips")
 
@@ -166,7 +167,7 @@ def parse_arguments(argv=None):
 
 def metric_names(s):
     """The scores that --metrics asks for, a list of names."""
-    return [] if s.metrics == "none" else s.metrics.split(",")
+    return [] if s.metrics == "none" else s.metrics.replace(" ", "").split(",")
 
 
 def check_model(s):

@@ -288,7 +288,7 @@ def log_losses(s, state, run_dir, writes):
 
 
 def check_weights(state):
-    """A step on finite losses can still end in weights that are not; those are never saved."""
+    """A step on finite losses can still end in other weights; those are never saved or scored."""
     for network in (state.G, state.D):
         if not all(parameter.isfinite().all() for parameter in network.parameters()):
             raise TrainingStopped(f"the weights of {type(network).__name__} are not finite after "
@@ -364,9 +364,12 @@ def training_batches(s, train_set, rank, world_size, start_step):
 
 
 def first_label_maps(s, train_set, count=10):
-    """The label maps of the first batches, whole batches on every process: see refresh_ema."""
+    """The label maps of the first batches, whole on every process: see refresh_ema.
+
+    At most 16 at a time: whoever shares a batch among many small GPUs has room for no more.
+    """
     batches = training_batches(s, train_set, 0, 1, 0)
-    return [next(batches)[1].to(torch.uint8) for _ in range(count)]
+    return [part for _ in range(count) for part in next(batches)[1].to(torch.uint8).split(16)]
 
 
 def spread(state, world_size, device):
@@ -430,11 +433,13 @@ def train(s, checkpoint=None):
     perceptual = models.perceptual_loss(s, device)
     state = State(s, train_set.num_classes, device)
     total_steps = s.steps or s.epochs * (len(train_set) // s.batch_size)
-    if checkpoint is not None:
+    resumed = checkpoint is not None
+    if resumed:
         take_up(s, state, checkpoint, train_set, total_steps, world_size)
+        checkpoint.clear()      # a gigabyte and a half of the full-size model's, in every process
     if s.compile:       # in place: names of weights, and so checkpoints, stay as they are
-        state.G.compile()
-        state.D.compile()
+        state.G.compile(dynamic=False)      # D sees two batch sizes: one graph for each
+        state.D.compile(dynamic=False)
     G, D = spread(state, world_size, device)
     run_dir = Path(s.run_dir)
     if rank == 0:
@@ -452,7 +457,7 @@ def train(s, checkpoint=None):
     precision = torch.autocast(device.type, torch.bfloat16, enabled=s.precision == "bf16")
     bar = tqdm(initial=state.step, total=total_steps, unit="step", disable=rank > 0, smoothing=0.05)
     began, scores = time.monotonic() - state.seconds, {}
-    if checkpoint is None:      # step 0: the untrained networks, and proof that all of it works
+    if not resumed:             # step 0: the untrained networks, and proof that all of it works
         report(s, state, scorer, val_set, label_batches, scores, bar)
 
     with noted_signals() as signals, bar:
@@ -493,10 +498,10 @@ def report(s, state, scorer, val_set, label_batches, scores, bar, stop=False, la
         means = log_losses(s, state, run_dir, writes)
         bar.set_postfix({k.removeprefix("loss_"): f"{v:.2f}" for k, v in means.items()})
     if save or due(s.picture_every) or due(s.score_every):
+        check_weights(state)
         refresh_ema(state.ema, state.G, label_batches, s.seed)
     if writes and due(s.picture_every):
         save_pictures(state, val_set, run_dir / "samples" / f"step_{state.step:06d}.png", device)
-        save_curves(run_dir)
     if scorer.metrics and due(s.score_every):
         scores.clear()
         scores.update(scorer(state.ema, state.D))
@@ -512,13 +517,12 @@ def report(s, state, scorer, val_set, label_batches, scores, bar, stop=False, la
             write_rows(run_dir / "scores.csv", read_rows(run_dir / "scores.csv")
                        + [{"step": state.step, **scores}])
             bar.write(f"step {state.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
-            save_curves(run_dir)
             if better:
                 save_checkpoint(state.checkpoint(s, val_set), run_dir / "best.pt")
-    if save:
-        check_weights(state)
-        if writes:
-            save_checkpoint(state.checkpoint(s, val_set), run_dir / "latest.pt")
+    if writes and (due(s.picture_every) or due(s.score_every)):
+        save_curves(run_dir)
+    if save and writes:
+        save_checkpoint(state.checkpoint(s, val_set), run_dir / "latest.pt")
 
 
 def main(argv=None):
@@ -527,6 +531,8 @@ def main(argv=None):
     oasis.keep_freed_memory()
     checkpoint = None
     try:
+        if Path(s.run_dir).exists() and not Path(s.run_dir).is_dir():
+            raise SettingsError(f"--run-dir {s.run_dir}: is a file; name a folder")
         if s.resume:
             s, checkpoint = settings_of_resumed_run(s, given)
         elif (Path(s.run_dir) / "latest.pt").exists():
@@ -537,8 +543,12 @@ def main(argv=None):
         if is_first():
             print("\nScores of the averaged generator after the last step:" if scores else "")
             metrics.show(scorer, scores, per_class=False)
-            print(f"\nDone: pictures, latest.pt and best.pt are in {s.run_dir}. "
-                  f"Next: python sample.py")
+            kept = "latest.pt and best.pt" if scores else "latest.pt"
+            print(f"\nDone: pictures, {kept} are in {s.run_dir}. Next: python sample.py "
+                  f"--checkpoint {s.run_dir}/latest.pt")
+        # Only here: processes leave together. One that failed just ends, so that nobody waits.
+        if dist.is_initialized():
+            dist.destroy_process_group()
     except (SettingsError, data.DataError, oasis.CheckpointError, metrics.MetricsError) as e:
         end(f"error: {e}", 2)
     except TrainingStopped as e:
@@ -558,9 +568,6 @@ def main(argv=None):
             f"{resume_command(s.run_dir)}", 1)
     except KeyboardInterrupt:
         end("interrupted at once; the last checkpoint, if there is one, is whole", 1)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
 if __name__ == "__main__":

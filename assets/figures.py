@@ -9,6 +9,7 @@ networks; no number is typed in.
 """
 
 import argparse
+import io
 import math
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))    # the project's modules
 
 import data  # noqa: E402  (the line above must come first)
+import layouts  # noqa: E402
 import oasis  # noqa: E402
 import pictures  # noqa: E402
 
@@ -35,8 +37,8 @@ GAP, MARGIN = 4, 14  # pixels between two pictures, and between two groups of th
 
 def write(picture, path):
     """Save a PIL picture as small as a png can be without loss, and say so."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, optimize=True)
+    with layouts.written_whole(path) as temporary:
+        picture.save(temporary, format="PNG", optimize=True)
     print(f"{path}: {picture.width}×{picture.height}, {path.stat().st_size / 1e3:.0f} kB")
 
 
@@ -187,10 +189,10 @@ def shapes(run, out, num_classes=151, size=256):
         draw_discriminator(lower, D, size)
     figure.text(0.995, 0.005, "above a bar its channels, below it the side in pixels",
                 ha="right", fontsize=8, color="0.4")
-    figure.savefig(out / "shapes.tmp", dpi=100, format="png")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=100, format="png")
     plt.close(figure)
-    write(Image.open(out / "shapes.tmp").convert("RGB").quantize(64), out / "shapes.png")
-    (out / "shapes.tmp").unlink()
+    write(Image.open(drawn).convert("RGB").quantize(64), out / "shapes.png")
 
 
 def main(argv=None):
@@ -203,8 +205,9 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, default=Path("assets"), metavar="DIR",
                         help="where the png goes (default: assets)")
     args = parser.parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
     try:
+        with layouts.readable(args.out, layouts.NOT_WRITTEN):
+            args.out.mkdir(parents=True, exist_ok=True)
         figures[args.figure](args.run, args.out)
     except (oasis.CheckpointError, pictures.SampleError, data.DataError) as error:
         print(f"figures.py: error: {error}", file=sys.stderr)

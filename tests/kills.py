@@ -25,7 +25,7 @@ import train
 STEPS, CHECKPOINT_EVERY, KILLS = 100, 3, 20
 TINY = ["--preset", "folder", "--height", "16", "--width", "16", "--channels", "2", "--num-blocks", "2",
         "--spade-hidden", "4", "--d-channels", "4", "8", "--batch-size", "4", "--workers", "0",
-        "--metrics", "none", "--log-every", "1", "--picture-every", "50", "--steps", str(STEPS),
+        "--metrics", "none", "--log-every", "1", "--picture-every", "100", "--steps", str(STEPS),
         "--checkpoint-every", str(CHECKPOINT_EVERY)]
 
 

@@ -18,6 +18,7 @@ import released_layout
 import sample
 import segmenter
 import tiny_datasets
+import train
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -362,6 +363,37 @@ def test_names_of_a_released_ade20k_model_come_from_its_data(tmp_path):
 
 
 # ---- A generator that has learned ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def toy_run(tmp_path_factory):
+    """The folder of a run of `python train.py`, narrower and shorter: still a generator that has learned."""
+    run = tmp_path_factory.mktemp("toy") / "run"
+    train.main(["--run-dir", str(run), "--steps", "160", "--score-every", "160", "--picture-every", "160",
+                "--d-channels", "16", "32", "48", "64", "--score-images", "100", "--segmenter-steps", "100"])
+    return run
+
+
+@torch.no_grad()
+def test_a_seed_gives_the_same_picture_in_a_batch_of_1_and_of_8(toy_run):
+    G = oasis.generator_from(oasis.load_checkpoint(toy_run / "latest.pt"))
+    scenes = data.open_dataset("toy", "val", (64, 64))
+    labels, noise = torch.stack([scenes[i][1] for i in range(8)]), oasis.noise_from_seeds(range(8))
+    one_by_one = torch.cat([G(labels[i:i + 1], noise[i:i + 1]) for i in range(8)])
+    torch.testing.assert_close(G(labels, noise), one_by_one, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_short_training_has_learned_layout_and_moods(toy_run):
+    """The scores of the run itself: half the distance is gone, and noise changes the picture."""
+    scores = train.read_rows(toy_run / "scores.csv")
+    assert [row["step"] for row in scores] == [0, 160]
+    assert scores[-1]["fd_segmenter"] < scores[0]["fd_segmenter"] / 2
+    assert scores[-1]["miou"] > 1.5 * scores[0]["miou"]
+    G = oasis.generator_from(oasis.load_checkpoint(toy_run / "latest.pt"))
+    labels = data.open_dataset("toy", "val", (64, 64))[0][1]
+    a, b = G(labels.expand(2, -1, -1), oasis.noise_from_seeds([0, 1]))
+    assert (a - b).abs().mean() > 0.03
 
 
 def test_local_resampling_of_a_trained_generator_is_local_and_keeps_the_layout(toy_run):

@@ -276,28 +276,6 @@ def test_reloaded_generator_draws_the_same_picture_to_the_last_bit(whole):
         assert torch.equal(state.ema.eval()(labels, noise), G(labels, noise))
 
 
-@torch.no_grad()
-def test_a_seed_gives_the_same_picture_in_a_batch_of_1_and_of_8(toy_run):
-    G = oasis.generator_from(oasis.load_checkpoint(toy_run / "latest.pt"))
-    scenes = data.open_dataset("toy", "val", (64, 64))
-    labels, noise = torch.stack([scenes[i][1] for i in range(8)]), oasis.noise_from_seeds(range(8))
-    one_by_one = torch.cat([G(labels[i:i + 1], noise[i:i + 1]) for i in range(8)])
-    torch.testing.assert_close(G(labels, noise), one_by_one, rtol=0, atol=1e-5)
-
-
-@torch.no_grad()
-def test_a_short_training_has_learned_layout_and_moods(toy_run):
-    """The scores of the run itself: half the distance is gone, and noise changes the picture."""
-    scores = rows_of(toy_run / "scores.csv")
-    assert [row["step"] for row in scores] == [0, 160]
-    assert scores[-1]["fd_segmenter"] < scores[0]["fd_segmenter"] / 2
-    assert scores[-1]["miou"] > 2 * scores[0]["miou"]
-    G = oasis.generator_from(oasis.load_checkpoint(toy_run / "latest.pt"))
-    labels = data.open_dataset("toy", "val", (64, 64))[0][1]
-    a, b = G(labels.expand(2, -1, -1), oasis.noise_from_seeds([0, 1]))
-    assert (a - b).abs().mean() > 0.03
-
-
 def test_killed_and_resumed_ends_in_the_same_bits(whole, tmp_path):
     process = start_tiny(tmp_path / "run", "--steps", "12")
     wait_for(tmp_path / "run" / "latest.pt", process)
@@ -332,10 +310,9 @@ def test_sigterm_finishes_the_step_saves_and_says_how_to_go_on(whole, tmp_path):
     assert process.returncode == 1 and "Traceback" not in output, output
     assert f"train.py --run-dir {tmp_path / 'run'} --resume" in output
     stopped = oasis.load_checkpoint(tmp_path / "run" / "latest.pt")["step"]
-    if stopped < 12:
-        assert same_bits(run_tiny(tmp_path / "run", "--resume", "--steps", "12",
-                                  "--checkpoint-every", "2"), whole[1]) in (
-            True, ["/config/checkpoint_every"])
+    assert stopped < 12
+    assert same_bits(run_tiny(tmp_path / "run", "--resume", "--steps", "12", "--checkpoint-every", "2"),
+                     whole[1]) in (True, ["/config/checkpoint_every"])
 
 
 def test_resume_goes_on_beyond_the_first_end_and_keeps_its_settings(whole, tmp_path):
@@ -500,7 +477,7 @@ def test_memory_and_open_files_do_not_grow(tmp_path, monkeypatch):
         held[step] = pages * resource.getpagesize() / 2**20, len(os.listdir("/proc/self/fd"))
 
     run_on_photos(tmp_path, monkeypatch, measure, "--workers", "1", "--metrics", "miou,fd_segmenter",
-                  "--segmenter-steps", "2", "--log-every", "5", "--picture-every", "20", "--score-every", "40",
+                  "--segmenter-steps", "2", "--log-every", "5", "--picture-every", "40", "--score-every", "40",
                   "--checkpoint-every", "10", "--steps", "160")
     assert held[160][0] - held[80][0] < 8, held                  # MiB
     assert held[160][1] - held[80][1] < 8, held                 # the loader holds some in flight
