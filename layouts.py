@@ -105,8 +105,8 @@ def list_files(folder, endings, suffix=""):
                                 "clear which of them forms the pair")
             found[name] = path
     if not found:
-        raise DataError(f"{folder}: holds no file *{suffix} with the ending "
-                        f"{' or '.join(endings)}")
+        raise DataError(f"{folder}: holds no file {'*' + suffix if suffix else ''}".rstrip()
+                        + f" with the ending {' or '.join(endings)}")
     return found
 
 

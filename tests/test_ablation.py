@@ -35,7 +35,8 @@ def done(tmp_path_factory):
 def test_the_shipped_rows_are_valid_and_named_apart(tmp_path):
     rows = str(ablation.Path(ablation.__file__).with_name("ablation.txt"))
     arguments = dict(rows=rows, seeds=[0, 1], out=str(tmp_path), jobs=1)
-    with_vgg = ablation.plan(ablation.argparse.Namespace(**arguments, vgg_weights="vgg.pth"), [])
+    (tmp_path / "vgg.pth").touch()
+    with_vgg = ablation.plan(ablation.argparse.Namespace(**arguments, vgg_weights=str(tmp_path / "vgg.pth")), [])
     without = ablation.plan(ablation.argparse.Namespace(**arguments, vgg_weights=""), [])
     assert (len(with_vgg), len(without)) == (26, 16)
     assert len({run.folder for run in with_vgg}) == 26

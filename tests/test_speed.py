@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import bench
 import losses
@@ -181,6 +182,18 @@ def test_a_training_step_is_the_plain_step(dtype):
                               labels, weights)
     loss_G.backward()
     assert_same_gradients(G, plain_G)
+
+
+def test_resizing_stays_in_bfloat16_under_a_gpus_autocast():
+    """Seen without a GPU: fake tensors have a device, a type and a shape, but no numbers."""
+    with FakeTensorMode():
+        x = torch.empty(1, 4, 8, 8, device="cuda", dtype=torch.bfloat16)
+        torch.set_autocast_enabled("cuda", True)
+        try:
+            ours, plain = oasis.nearest(x, scale_factor=2), F.interpolate(x, scale_factor=2, mode="nearest")
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+    assert (ours.dtype, plain.dtype) == (torch.bfloat16, torch.float32) and ours.shape == (1, 4, 16, 16)
 
 
 def test_kept_memory_does_not_change_a_bit():
