@@ -539,8 +539,8 @@ def test_another_picture_under_the_name_is_not_overwritten(folder, capsys, forei
 
 
 def test_a_full_disk_leaves_no_half_picture(folder, capsys, monkeypatch):
-    def full(self, file, **options):
-        file.write(b"half a pict")
+    def full(self, path, **options):
+        path.write_bytes(b"half a pict")
         raise OSError(28, "No space left on device")
     monkeypatch.setattr(Image.Image, "save", full)
     assert sample.main(["--limit", "1", "--out", "out"]) == 2
