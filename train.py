@@ -369,7 +369,8 @@ def first_label_maps(s, train_set, count=10):
     At most 16 at a time: whoever shares a batch among many small GPUs has room for no more.
     """
     batches = training_batches(s, train_set, 0, 1, 0)
-    return [part for _ in range(count) for part in next(batches)[1].to(torch.uint8).split(16)]
+    parts = -(-s.batch_size // 16)
+    return [part for _ in range(count) for part in next(batches)[1].to(torch.uint8).chunk(parts)]
 
 
 def spread(state, world_size, device):

@@ -411,6 +411,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_checkpoint(tmp_path,
     assert oasis.load_checkpoint(tmp_path / "run" / "latest.pt")["step"] == 4
 
 
+def test_weights_that_are_not_finite_are_neither_scored_nor_saved(tmp_path, capsys, monkeypatch):
+    """After finite losses, at a step that is scored: NaN could pass for the best score, or end in a traceback."""
+    original, calls = train.update_ema, []
+
+    def poisoned(ema, G, decay):
+        original(ema, G, decay)
+        calls.append(None)
+        if len(calls) == 4:
+            G.last.weight.data.fill_(float("nan"))
+
+    monkeypatch.setattr(train, "update_ema", poisoned)
+    with pytest.raises(SystemExit) as e:
+        train.main([*TINY, "--run-dir", str(tmp_path / "run"), "--steps", "12"])
+    assert e.value.code == 1 and "weights of Generator are not finite after step 4" in capsys.readouterr().err
+    assert [row["step"] for row in train.read_rows(tmp_path / "run" / "scores.csv")] == [0]
+    assert oasis.load_checkpoint(tmp_path / "run" / "latest.pt")["step"] == 2
+
+
 # ---- Faults in the middle of a run, and what a long one holds ---------------------------------------
 
 PHOTOS = ["--preset", "folder", "--height", "16", "--width", "16", "--channels", "2", "--num-blocks", "2",
