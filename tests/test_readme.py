@@ -53,7 +53,8 @@ SHORT = ["--steps", "2", "--metrics", "none"]
 TOY_IMAGES = 60
 # One letter may stand for two things, depending on the option before it.
 SUBSTITUTES = {("--checkpoint", "F"): "runs/folder/latest.pt", ("--data-root", "D"): "my_photos",
-               ("--real", "R"): "photos", ("--fake", "F"): "generated", ("--recreate", "PHOTO"): "photo.jpg"}
+               ("--real", "R"): "photos", ("--fake", "F"): "generated", ("--recreate", "PHOTO"): "photo.jpg",
+               ("--rows", "two.txt"): "ablation.txt"}           # which the line before has cut out of it
 # What is appended to make a script's commands small; a script that is not here fails the test.
 SMALL = {"train.py": TINY + SHORT, "ablation.py": TINY + SHORT, "bench.py": TINY + ["-n", "1"],
          "sample.py": ["--limit", "2"], "metrics.py": ["--num-images", "8", "--segmenter-steps", "2"],
