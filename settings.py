@@ -204,8 +204,9 @@ def check_settings(s, world_size):
 
     require("height width channels num_blocks spade_hidden batch_size log_every picture_every "
             "score_every checkpoint_every", lambda v: v >= 1, "must be at least 1")
-    require("epochs steps workers noise_dim score_images segmenter_steps seed data_seed",
-            lambda v: v >= 0, "must not be negative")
+    require("epochs steps workers noise_dim score_images segmenter_steps", lambda v: v >= 0,
+            "must not be negative")
+    require("seed data_seed", lambda v: 0 <= v < 2 ** 62, "must lie in [0, 2^62)")
     require("lambda_labelmix lambda_vgg lambda_features lambda_kl", lambda v: 0 <= v < math.inf,
             "must not be negative, nor infinite")
     require("ema_decay beta1 beta2", lambda v: 0 <= v < 1, "must lie in [0, 1)")

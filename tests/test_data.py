@@ -390,6 +390,21 @@ def test_a_real_command_and_its_help():
     assert run[2].stderr.startswith("data.py: error: ") and "Traceback" not in run[2].stderr
 
 
+def test_files_that_are_not_what_they_should_be_are_named(tmp_path):
+    """16 bits per channel, which PIL would clip; a list without its file; devices and lists nobody has."""
+    tiny.write_folder(tmp_path, train=1, val=1)
+    photo, = (tmp_path / "images/val").iterdir()
+    Image.fromarray(np.full((96, 64), 1000, np.uint16)).save(photo.with_suffix(".png"))
+    if photo.suffix != ".png":
+        photo.unlink()
+    dataset = data.open_dataset("folder", "val", (64, 64), tmp_path)
+    refusal(lambda: dataset[0], f"{photo.stem}.png", "more than 8 bits")
+    (tmp_path / "classes.txt").unlink()
+    refusal(lambda: data.open_dataset("folder", "val", (64, 64), tmp_path), "classes.txt: is missing")
+    refusal(lambda: data.open_dataset("toy", "train", (64, 64), subset="names.txt"), "--subset names.txt")
+    refusal(lambda: data.pick_device("abacus"), "--device abacus: this machine has cpu")
+
+
 # ---- Small datasets ------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("count", [1, 5])

@@ -399,6 +399,7 @@ def test_bad_folders(tmp_path, capsys):
             (tmp_path / "empty", "empty: holds no file with the ending .png or .jpg"),
             (fewer, "distances depend on the number, so choose one for both: --num-images 4"),
             (single, "--num-images 1"), (mixed, "002.png: is 16×20, 000.png is 16×16"),
+            (save_images(random_images(5, 8, 16), tmp_path / "low"), "distances depend on the size"),
             (broken, "003.png: cannot be read")]:
         message = error_of(["--real", folder, "--fake", good, "--metrics", "colour", "--json",
                             tmp_path / "s.json", "--device", "cpu"], capsys)

@@ -106,6 +106,7 @@ def test_help_names_every_setting(capsys):
     (["--width", "4"], "--width 4: .*nearest: 8"),
     (["--batch-size", "3000"], "3000: the training set has only 2000 images"),
     (["--batch-size", "0"], "--batch-size 0: must be at least 1"),
+    (["--seed", "99999999999999999999"], "--seed 9+: must lie in"),
     (["--ema-decay", "1"], r"--ema-decay 1.0: must lie in \[0, 1\)"),
     (["--lambda-labelmix", "-1"], "--lambda-labelmix -1.0: must not be negative"),
     (["--metrics", "miou,beauty"], "--metrics beauty: known are .*miou"),
@@ -125,6 +126,13 @@ def test_a_mistake_is_one_sentence_exit_code_2_and_nothing_written(tmp_path, cap
     assert e.value.code == 2 and "Traceback" not in error
     assert re.search(sentence, error), error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_file_for_a_run_folder_is_refused(tmp_path, capsys):
+    (tmp_path / "run").touch()
+    with pytest.raises(SystemExit) as e:
+        train.main(["--run-dir", str(tmp_path / "run")])
+    assert e.value.code == 2 and "run: is a file; name a folder" in capsys.readouterr().err
 
 
 # ---- The two updates -------------------------------------------------------------------------------
