@@ -394,7 +394,7 @@ def test_files_that_are_not_what_they_should_be_are_named(tmp_path):
     """16 bits per channel, which PIL would clip; a list without its file; devices and lists nobody has."""
     tiny.write_folder(tmp_path, train=1, val=1)
     photo, = (tmp_path / "images/val").iterdir()
-    Image.fromarray(np.full((96, 64), 1000, np.uint16)).save(photo.with_suffix(".png"))
+    Image.fromarray(np.full((64, 96), 1000, np.uint16)).save(photo.with_suffix(".png"))
     if photo.suffix != ".png":
         photo.unlink()
     dataset = data.open_dataset("folder", "val", (64, 64), tmp_path)
