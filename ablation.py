@@ -64,10 +64,11 @@ def read_rows(path):
             raise settings.SettingsError(f"{path}, line {number}: write NAME: OPTIONS of train.py")
         if name in rows:
             raise settings.SettingsError(f"{path}, line {number}: a second row named {name!r}")
-        try:
-            rows |= {name: shlex.split(options)} if name else {}
-        except ValueError as e:                         # a quotation mark without its partner
-            raise settings.SettingsError(f"{path}, line {number}: {e}") from e
+        if name:
+            try:
+                rows[name] = shlex.split(options)
+            except ValueError as e:                     # a quotation mark without its partner
+                raise settings.SettingsError(f"{path}, line {number}: {e}") from e
     return rows
 
 

@@ -88,7 +88,7 @@ def clock(work, device):
 
 
 def largest_matrices(device, dtype, most_seconds=0.5):
-    """Two square matrices, as large as this machine multiplies in reasonable time: at most 8192.
+    """Two square matrices as large as is quick here: of side 8192 at most, on a CPU 4096.
 
     Large ones reach the machine's full speed. But a CPU without instructions for bfloat16 would
     take minutes for one product, so the size doubles only while a product is quick.

@@ -54,7 +54,10 @@ NOT_WRITTEN = "could not be written"
 
 @contextmanager
 def readable(path, failure="cannot be read as a picture"):
-    """Whatever PIL or the disk raises about a file becomes one sentence that names the file."""
+    """Whatever PIL or the disk raises about a file becomes one sentence that names the file.
+
+    RuntimeError is what torch.save makes of a full disk.
+    """
     try:
         yield
     except DataError:
@@ -101,8 +104,8 @@ def list_files(folder, endings, suffix=""):
         if path.suffix.lower() in endings and path.stem.endswith(suffix) and path.is_file():
             name = path.stem.removesuffix(suffix)
             if name in found:
-                raise DataError(f"{path}: has the same name as {found[name].name}, so it is not "
-                                "clear which of them forms the pair")
+                raise DataError(f"{path}: has the same name as {found[name].name}, and names "
+                                "tell pictures apart; rename or remove one of them")
             found[name] = path
     if not found:
         raise DataError(f"{folder}: holds no file {'*' + suffix if suffix else ''}".rstrip()

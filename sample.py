@@ -404,7 +404,7 @@ def run(args):
         segment(readers, edit, model, out)
         return
 
-    # Each label map is read twice, now and when it is drawn. Reading is cheap, and a mistake
+    # Each label map is read twice, now and when it is drawn, with --recreate by D. But a mistake
     # in the last of ten thousand label maps is better known before the first picture is written.
     @lru_cache(maxsize=2)
     def scene_at(number):
