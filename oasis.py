@@ -1,31 +1,35 @@
-"""OASIS: the generator, the discriminator and the 3D noise.
+"""OASIS: the 3D noise, the generator and the segmentation discriminator.
 
 The networks of "You Only Need Adversarial Supervision for Semantic Image Synthesis" (Schönfeld,
-Sushko, Zhang, Gall, Schiele, Khoreva). The generator G paints a photograph from a label map and a
-noise tensor; the discriminator D is a segmentation network that names, for every pixel, one of
-the N classes of the label map or the extra class "fake". Nothing else supervises G: no VGG
-network, no encoder.
+Sushko, Zhang, Gall, Schiele, Khoreva; ICLR 2021). The generator G paints an image from a label map
+and a noise tensor. The discriminator D is a segmentation network: it names, for every pixel, one
+of the N classes of the label map or the extra class "fake". D is the only teacher of G.
 
-    python oasis.py        # prints the shape of every stage and the parameter counts
+    python oasis.py        # the shape of every stage and the parameter counts of the paper's models
 
-Conventions, used by all files of this project:
+Conventions, the same in all files:
 
-    N            number of labels a label map may hold, "unknown" included where there is one
-    label map t  (B, H, W) int64, values 0 … N−1; made one-hot inside the generator, never before
-    image x      (B, 3, H, W) float in [−1, 1], RGB; x̂ = G(z, t) is a generated one
-    noise z      (B, 64, H, W), or (B, 64): one vector per image that holds for all its pixels
-    logits D(x)  (B, N+1, H, W); channels 0 … N−1 the real classes, channel N, the last, "fake"
+    label map t  (B, H, W) int64, values 0 … N−1. N counts every label that G can see, "unknown"
+                 included where the dataset has one
+    image x      (B, 3, H, W) float in [−1, 1], RGB; x̂ = G(z, t) is a generated image
+    noise z      (B, 64), one vector per image, or (B, 64, H, W), one per pixel
+    logits D(x)  (B, N+1, H, W). Channels 0 … N−1 are the real classes; channel N, the last, is the
+                 fake class (the paper counts from 1 and calls it N+1)
     sizes        always (height, width)
 
-Reading order: noise → SPADE → generator → discriminator → speed on a CPU → checkpoints.
+Reading order: noise, batch norm over all processes, SPADE, generator, discriminator, checkpoints.
 """
 
-import ctypes
+import contextlib
+import importlib
+import os
 import pickle
-import zipfile
+import sys
+import time
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
@@ -34,129 +38,212 @@ LEAK = 0.2        # slope of every leaky ReLU, in both networks
 INIT_GAIN = 0.02  # gain of the Xavier-normal initial weights
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, or of another model; the message says which."""
-
-
-# ---- 3D noise (Sec. 2, "3D noise") -------------------------------------------------------------
+# ---- 3D noise (Sec. 2, "3D noise") ---------------------------------------------------------------
 #
-# One 64-dimensional Gaussian vector per image, replicated to the size of the label map and
-# concatenated with it. G sees this tensor at its input and again in every SPADE layer. During
-# training all pixels share one vector. Because the tensor has a value per pixel and because G is
-# made of convolutions, a different vector may be put anywhere at test time: everywhere (global
-# re-sampling: another scene), or inside a mask (local re-sampling: another bed in the same room,
-# Figure 1).
-
-
-def sample_noise(batch, noise_dim, height, width, generator=None):
-    """Global noise: one standard normal vector per image, the same at every pixel.
-
-    Returns (batch, noise_dim, height, width). The result is an expanded view that takes no memory
-    for its pixels; clone() it before writing into it. `generator` is a CPU torch.Generator.
-    """
-    z = torch.randn(batch, noise_dim, generator=generator)
-    return replicate_noise(z, height, width)
-
-
-def replicate_noise(z, height, width):
-    """(B, C) or (B, C, H, W) -> (B, C, H, W): a vector per image becomes the paper's 3D tensor."""
-    return z[:, :, None, None].expand(-1, -1, height, width) if z.ndim == 2 else z
-
-
-def resample_noise(noise, mask, generator=None):
-    """Local noise: inside the mask a new vector per image, outside it the old noise.
-
-    noise: (B, C, H, W). mask: bool, true where the picture shall change; (H, W), (B, H, W) or
-    (B, 1, H, W). Returns a new (B, C, H, W) tensor.
-    """
-    batch, noise_dim, height, width = noise.shape
-    fresh = sample_noise(batch, noise_dim, height, width, generator).to(noise)
-    mask = mask.expand(batch, height, width)[:, None] if mask.ndim < 4 else mask
-    return torch.where(mask.to(noise.device), fresh, noise)
+# One 64-dimensional Gaussian vector per image, repeated at every pixel and concatenated with the
+# label map. G sees this tensor at its input and in every SPADE layer. In training all pixels of an
+# image share one vector. At test time they need not: G is made of convolutions, so a second vector
+# may stand inside any region, and only that region is painted anew (Figure 1).
 
 
 def noise_from_seeds(seeds, noise_dim=64):
-    """One noise vector per seed: (len(seeds), noise_dim).
+    """One Gaussian noise vector per seed: (len(seeds), noise_dim) float32, on the CPU.
 
-    Each image has a seed of its own and the numbers are drawn on the CPU, so a sample depends
-    neither on the batch it was drawn in nor on the device.
+    Each image has its own seed and the numbers are drawn on the CPU. So a sample depends neither
+    on the batch it is drawn in nor on the device.
     """
     return torch.stack([
-        torch.randn(noise_dim, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds
-    ])
+        torch.randn(noise_dim, generator=torch.Generator().manual_seed(int(seed)),
+                    dtype=torch.float32) for seed in seeds])
 
 
-# ---- Building blocks ---------------------------------------------------------------------------
+def local_noise(outside, inside, region):
+    """The vector `inside` where the region is true, `outside` elsewhere (Figure 1, local).
 
-
-def convolution(in_channels, out_channels, kernel, spectral, bias=True, stride=1):
-    """A size-preserving (or, with a stride, dividing) convolution with OASIS's initial weights.
-
-    Spectral normalisation divides the weight by its largest singular value, which bounds how fast
-    the layer's output can change. It keeps the two players of a GAN from running away from each
-    other.
+    outside, inside: (B, C). region: bool, (H, W) for all images or (B, H, W). Returns
+    (B, C, H, W), the noise argument of the generator.
     """
-    layer = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=bias)
+    region = torch.as_tensor(region, device=inside.device)
+    region = region.expand(len(inside), *region.shape[-2:])[:, None]              # (B, 1, H, W)
+    return torch.where(region, inside[:, :, None, None], outside[:, :, None, None])
+
+
+# ---- Several processes ---------------------------------------------------------------------------
+#
+# torchrun starts one process per GPU. Each takes an equal share of every batch. Three things make
+# them compute the update that one process would compute from the whole batch:
+#   1. batch norm uses the mean and variance of the whole batch (BatchNorm, below);
+#   2. gradients are averaged after backward() (average_gradients). Every loss is a mean over
+#      images, so the mean of the shares' gradients is the gradient of the whole batch;
+#   3. noise, LabelMix coins and class weights are those of the whole batch (train.py).
+
+
+def rank_and_size():
+    """(number of this process, number of processes); (0, 1) where there is only one."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+@torch.no_grad()
+def average_gradients(network):
+    """Replace every gradient by its mean over all processes. Call it after backward().
+
+    All gradients travel in one flat tensor: one large message costs less than many small ones.
+    """
+    _, processes = rank_and_size()
+    if processes == 1:
+        return
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= processes
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients])):
+        gradient.copy_(part.view_as(gradient))
+
+
+def at_least_float32(x):
+    """x in float32 if it is narrower: sums over many pixels need more digits than bfloat16 has."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class Normalize(torch.autograd.Function):
+    """x̂ = (x − mean) / √(variance + ε); mean and variance (C,) are those of the whole batch.
+
+    They depend on x, in every process. So the gradient, with g = ∂L/∂x̂, is
+
+        ∂L/∂x = (g − mean(g) − x̂ · mean(g · x̂)) / √(variance + ε),
+
+    and its two means run over the whole batch, too. Autograd cannot see through an exchange
+    between processes, hence a Function with its own backward.
+    """
+
+    @staticmethod
+    def forward(ctx, x, mean, variance, eps):
+        normalized = F.batch_norm(x, mean, variance, training=False, eps=eps)      # (B, C, h, w)
+        ctx.save_for_backward(normalized, (variance + eps).rsqrt())
+        return normalized
+
+    @staticmethod
+    def backward(ctx, gradient):
+        normalized, scale = ctx.saved_tensors
+        g = at_least_float32(gradient)
+        means = torch.stack([g.mean((0, 2, 3)), (g * normalized).mean((0, 2, 3))])         # (2, C)
+        _, processes = rank_and_size()
+        if processes > 1:
+            dist.all_reduce(means)
+            means = means / processes
+        mean_g, mean_gx = means[:, :, None, None]
+        result = (g - mean_g - normalized * mean_gx) * scale[:, None, None]
+        return result.to(gradient.dtype), None, None, None
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """nn.BatchNorm2d without scale and shift, over the batch of all processes together.
+
+    With one process it computes what nn.BatchNorm2d computes; the buffers are the same. With
+    several, whose shares of the batch are equal,
+
+        mean     = mean of the shares' means
+        variance = mean of the shares' variances + variance of the shares' means.
+
+    (Mean square minus squared mean is the same in exact arithmetic, but loses digits.)
+    """
+
+    def forward(self, x):
+        """x (B, C, h, w) -> the same shape; in eval mode by the statistics kept in training."""
+        if not self.training:
+            return super().forward(x)
+        with torch.no_grad():
+            variance, mean = torch.var_mean(at_least_float32(x), (0, 2, 3), correction=0)  # (C,)
+            _, processes = rank_and_size()
+            if processes > 1:
+                shares = mean.new_empty(2 * processes, len(mean))
+                dist.all_gather_into_tensor(shares, torch.stack([mean, variance]))
+                means, variances = shares.view(processes, 2, -1).unbind(1)
+                mean = means.mean(0)
+                variance = variances.mean(0) + (means - mean).square().mean(0)
+            self.num_batches_tracked += 1
+            weight = self.momentum or 1 / self.num_batches_tracked     # None: mean of all batches
+            n = processes * x.numel() / x.shape[1]
+            self.running_mean += weight * (mean - self.running_mean)
+            self.running_var += weight * (variance * n / (n - 1) - self.running_var)
+        return Normalize.apply(x, mean, variance, self.eps)
+
+
+# ---- Building blocks -----------------------------------------------------------------------------
+
+
+class Convolution(nn.Conv2d):
+    """nn.Conv2d that reads its weight in the weight's own precision.
+
+    The weight of a spectrally normalised layer is computed when it is read. Autocast would run
+    that computation in bfloat16; the convolution itself may run in whatever autocast says.
+    """
+
+    def forward(self, x):
+        with torch.autocast(x.device.type, enabled=False):
+            weight = self.weight
+        return self._conv_forward(x, weight, self.bias)
+
+
+def convolution(in_channels, out_channels, kernel, spectral, bias=True, stride=1, padding="zeros"):
+    """A convolution of odd kernel that keeps the size, with OASIS's initial weights.
+
+    spectral: divide the weight by its largest singular value (spectral normalisation, Miyato et
+    al., 2018). This bounds how fast the output changes with the input and keeps GANs stable.
+    """
+    layer = Convolution(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=bias,
+                        padding_mode=padding if kernel > 1 else "zeros")
     nn.init.xavier_normal_(layer.weight, INIT_GAIN)
     if bias:
         nn.init.zeros_(layer.bias)
-    # On the meta device (python oasis.py) weights have shapes but no numbers to normalise.
-    return spectral_norm(layer) if spectral and not layer.weight.is_meta else layer
+    return spectral_norm(layer) if spectral else layer
 
 
-def nearest(x, **size):
-    """Nearest-neighbour resizing, in the precision that x has.
-
-    It only copies numbers, but autocast on a GPU takes it for arithmetic and turns the picture
-    into float32: more memory, and a copy back before every convolution that follows.
-    """
-    with torch.autocast("cuda", enabled=False):
-        return F.interpolate(x, **size, mode="nearest")
+def upsample(x, size):
+    """Nearest-neighbour resizing to (height, width), which autocast would run in float32."""
+    if x.shape[2:] == size:
+        return x
+    with torch.autocast(x.device.type, enabled=False):
+        return F.interpolate(x, size, mode="nearest")
 
 
 @torch.no_grad()
 def scale_weights(network, factor):
-    """Multiply every layer's weight; a factor of 50 turns the initial gain of 0.02 into 1.
+    """Multiply every weight, but no bias: another gain for the initial weights.
 
-    A spectrally normalised layer computes the same as before, but learns differently: a step of
-    Adam has about the size of the learning rate, whatever the weight's. It turns a small weight
-    far and a large one little. Small weights grow until steps and weights fit together; a training
-    of hundreds of thousands of steps has the time for that, one of a few hundred has not.
+    A spectrally normalised layer computes the same function as before, but learns at another
+    speed, since Adam's steps are as large as before and the weight is not. The other layers, those
+    of SPADE and the first and last of G, change their output too. Short trainings need a gain
+    near 1; the paper's 0.02 leaves Adam hundreds of steps of growing the weights first.
     """
     for parameter in network.parameters():
-        if parameter.ndim > 1:                     # weights, not biases
+        if parameter.ndim > 1:
             parameter.mul_(factor)
 
 
 class SPADE(nn.Module):
-    """Spatially-adaptive normalisation: batch norm with a scale and shift painted by the label map.
+    """Spatially-adaptive normalisation (Park et al., 2019): batch norm, then x · (1 + γ) + β.
 
-    A plain normalisation layer weakens what the label map says. In the extreme, a batch of nothing
-    but sky, subtracting the mean removes exactly what the label "sky" has added. SPADE (Park et
-    al., 2019) says it anew after every normalisation, as a scale γ and a shift β for each pixel and
-    channel. OASIS's change is the input: γ and β are computed from the label map *and* the 3D
-    noise.
+    γ and β have a value for every pixel and channel, and are computed from the label map. After
+    each normalisation, which takes the mean away, the label map is told again. OASIS's change is
+    the input: the label map *and* the 3D noise.
     """
 
-    def __init__(self, features, condition_channels, hidden):
+    def __init__(self, features, condition_channels, hidden, padding):
         super().__init__()
-        self.norm = nn.BatchNorm2d(features, affine=False)
-        self.shared = convolution(condition_channels, hidden, 3, spectral=False)
-        # γ and β are two convolutions of the same tensor: one layer with twice the outputs is
-        # faster. Xavier's formula counts outputs, so each half is initialised as the layer it
-        # stands for.
-        self.gamma_beta = convolution(hidden, 2 * features, 3, spectral=False)
+        self.norm = BatchNorm(features, affine=False)
+        self.shared = convolution(condition_channels, hidden, 3, spectral=False, padding=padding)
+        # γ and β are two convolutions of the same tensor. One layer with twice the outputs is the
+        # same function, and faster. Each half gets the initial weights of a layer of its own.
+        self.gamma_beta = convolution(hidden, 2 * features, 3, spectral=False, padding=padding)
         for half in self.gamma_beta.weight.data.chunk(2):
             nn.init.xavier_normal_(half, INIT_GAIN)
 
     def forward(self, x, condition):
-        """x (B, features, h, w) -> the same shape.
-
-        condition: noise and labels at that size, (B, C+N, h, w), or their short form, a LookUp.
-        """
-        hidden = F.relu(convolve(self.shared, condition))        # (B, hidden, h, w)
-        gamma, beta = self.gamma_beta(hidden).chunk(2, dim=1)    # (B, features, h, w) each
-        return torch.addcmul(beta, self.norm(x), 1 + gamma)      # norm(x) · (1 + γ) + β
+        """x (B, features, h, w), condition (B, C+N, h, w) -> the shape of x."""
+        hidden = F.relu(self.shared(condition), inplace=True)              # (B, hidden, h, w)
+        gamma, beta = self.gamma_beta(hidden).chunk(2, dim=1)              # (B, features, h, w)
+        return torch.addcmul(beta, self.norm(x), 1 + gamma)                # norm(x) · (1 + γ) + β
 
 
 class GeneratorBlock(nn.Module):
@@ -165,133 +252,128 @@ class GeneratorBlock(nn.Module):
     Where the width changes, the shortcut is a 1×1 convolution with a SPADE of its own.
     """
 
-    def __init__(self, in_channels, out_channels, condition_channels, hidden):
+    def __init__(self, in_channels, out_channels, condition_channels, hidden, padding):
         super().__init__()
         middle = min(in_channels, out_channels)
-        self.norm_0 = SPADE(in_channels, condition_channels, hidden)
-        self.conv_0 = convolution(in_channels, middle, 3, spectral=True)
-        self.norm_1 = SPADE(middle, condition_channels, hidden)
-        self.conv_1 = convolution(middle, out_channels, 3, spectral=True)
+        self.norm_0 = SPADE(in_channels, condition_channels, hidden, padding)
+        self.conv_0 = convolution(in_channels, middle, 3, spectral=True, padding=padding)
+        self.norm_1 = SPADE(middle, condition_channels, hidden, padding)
+        self.conv_1 = convolution(middle, out_channels, 3, spectral=True, padding=padding)
         self.learned_shortcut = in_channels != out_channels
         if self.learned_shortcut:
-            self.norm_s = SPADE(in_channels, condition_channels, hidden)
+            self.norm_s = SPADE(in_channels, condition_channels, hidden, padding)
             self.conv_s = convolution(in_channels, out_channels, 1, spectral=True, bias=False)
 
     def forward(self, x, condition):
-        """x (B, in, h, w) and the condition at that size -> (B, out, h, w)"""
+        """x (B, in, h, w), condition (B, C+N, h, w) -> (B, out, h, w)"""
         shortcut = self.conv_s(self.norm_s(x, condition)) if self.learned_shortcut else x
-        x = self.conv_0(F.leaky_relu(self.norm_0(x, condition), LEAK))
-        x = self.conv_1(F.leaky_relu(self.norm_1(x, condition), LEAK))
+        x = self.conv_0(F.leaky_relu(self.norm_0(x, condition), LEAK, inplace=True))
+        x = self.conv_1(F.leaky_relu(self.norm_1(x, condition), LEAK, inplace=True))
         return shortcut + x
 
 
-# ---- Generator G -------------------------------------------------------------------------------
+# ---- Generator G (Sec. 2; Figure 2, right) -------------------------------------------------------
 
 
 class Generator(nn.Module):
-    """G(z, t): paints an image from a label map and noise (Sec. 2).
+    """G(z, t): paints an image from a label map and noise.
 
-    It is SPADE's generator without its first block, and with noise where SPADE has none.
+    It is SPADE's generator without its first block ("decreasing the parameter count by 24M"), and
+    with noise where SPADE has none.
 
     Args:
         num_classes: N, the number of labels in the input, "unknown" included.
         noise_dim: channels of the noise (the paper: 64). 0 makes a generator without noise.
         channels: width c of the last block; the first blocks are 16 times as wide.
-        num_blocks: residual blocks. Between two the picture doubles in size, so the first block
-            works at 1/2^(num_blocks−1), the paper's 1/32.
+        num_blocks: residual blocks. Between two of them the image doubles in size, so the first
+            block works at 1/2^(num_blocks−1) of the size, the paper's 1/32.
         spade_hidden: width of the hidden layer inside each SPADE.
+        padding: "zeros" (the paper) or "replicate". Zeros tell G where the image's borders are,
+            and G paints frames with it; replicating the border pixels tells nothing. Our addition.
     """
 
-    def __init__(self, num_classes, noise_dim=64, channels=64, num_blocks=6, spade_hidden=128):
+    def __init__(self, num_classes, noise_dim=64, channels=64, num_blocks=6, spade_hidden=128,
+                 padding="zeros"):
         super().__init__()
         self.config = dict(num_classes=num_classes, noise_dim=noise_dim, channels=channels,
-                           num_blocks=num_blocks, spade_hidden=spade_hidden)
-        self.num_classes, self.noise_dim, self.num_blocks = num_classes, noise_dim, num_blocks
+                           num_blocks=num_blocks, spade_hidden=spade_hidden, padding=padding)
+        self.num_classes, self.noise_dim = num_classes, noise_dim
         self.size_multiple = 2 ** (num_blocks - 1)
         condition_channels = noise_dim + num_classes
-        # Widths double from the last block backwards and stop at 16: 16 16 16 8 4 2 1 for six
-        # blocks.
+        # Widths double from the last block backwards, up to 16c: 16 16 16 8 4 2 1 for six blocks.
         widths = [channels * min(16, 2 ** (num_blocks - i)) for i in range(num_blocks + 1)]
-        self.first = convolution(condition_channels, widths[0], 3, spectral=False)
+        self.first = convolution(condition_channels, widths[0], 3, spectral=False, padding=padding)
         self.blocks = nn.ModuleList(
-            GeneratorBlock(widths[i], widths[i + 1], condition_channels, spade_hidden)
-            for i in range(num_blocks)
-        )
-        self.last = convolution(widths[-1], 3, 3, spectral=False)
+            GeneratorBlock(c_in, c_out, condition_channels, spade_hidden, padding)
+            for c_in, c_out in zip(widths, widths[1:]))
+        self.last = convolution(widths[-1], 3, 3, spectral=False, padding=padding)
 
     def forward(self, labels, noise):
-        """labels (B, H, W) int64, noise (B, C, H, W) or (B, C) -> images (B, 3, H, W) in [−1, 1].
+        """labels (B, H, W) int64, noise (B, C) or (B, C, H, W) -> images (B, 3, H, W) in [−1, 1].
 
-        H and W must be multiples of `size_multiple`; anything else is a ValueError.
+        H and W must be multiples of `size_multiple`, ids below N. Raises UserError.
         """
-        pyramid = self.condition_pyramid(labels, noise)         # (B, C+N, h, w), coarse to fine
-        return self.paint(convolve(self.first, pyramid[0]), pyramid)      # (B, 3, H, W)
+        condition = self.condition(labels, noise)                                 # (B, C+N, H, W)
+        x = self.first(shrink(condition, self.size_multiple))                     # (B, 16c, H/32 …)
+        for i, block in enumerate(self.blocks):
+            here = shrink(condition, self.size_multiple // 2 ** i)                # (B, C+N, h, w)
+            x = block(upsample(x, here.shape[2:]), here)                          # … (B, c, H, W)
+        return torch.tanh(self.last(F.leaky_relu(x, LEAK, inplace=True)))         # (B, 3, H, W)
 
-    def paint(self, x, pyramid):
-        """From the first features (B, 16c, H/32, W/32) to images; SPADE may start elsewhere."""
-        for i, (block, condition) in enumerate(zip(self.blocks, pyramid)):
-            if i > 0:
-                x = nearest(x, scale_factor=2)
-            x = block(x, condition)                             # … (B, c, H, W)
-        return torch.tanh(self.last(F.leaky_relu(x, LEAK)))     # (B, 3, H, W)
+    def condition(self, labels, noise):
+        """What tells every layer what to paint: the noise and the one-hot label map, concatenated.
 
-    def condition_pyramid(self, labels, noise):
-        """Noise and one-hot labels, concatenated, at the size of every block (coarsest first).
-
-        Nearest-neighbour shrinking by 2^k just keeps every 2^k-th pixel. All SPADE layers of a
-        block share one tensor, or on a CPU its short form, made once.
+        (B, C+N, H, W), in the precision of the convolutions that read it.
         """
-        self.check_input(labels, noise)
-        batch, height, width = labels.shape
-        strides = [2 ** k for k in reversed(range(self.num_blocks))]
-        if labels.device.type == "cpu" and noise.ndim == 2:
-            return [LookUp(labels[:, ::s, ::s], noise, self.num_classes) for s in strides]
-        # In the precision of the convolutions that read it, else each makes a copy of its own.
-        dtype = self.first.weight.dtype
-        if labels.is_cuda and torch.is_autocast_enabled("cuda"):
-            dtype = torch.get_autocast_dtype("cuda")
-        condition = torch.empty(
-            (batch, self.noise_dim + self.num_classes, height, width), device=labels.device,
-            dtype=dtype, memory_format=torch.channels_last).zero_()
-        condition[:, :self.noise_dim] = replicate_noise(noise, height, width)
-        condition[:, self.noise_dim:].scatter_(1, labels[:, None], 1)
-        return [condition[:, :, ::s, ::s].contiguous(memory_format=torch.channels_last)
-                for s in strides]
+        self.check(labels)
+        one_hot = labels[..., None] == torch.arange(self.num_classes, device=labels.device)
+        one_hot = one_hot.permute(0, 3, 1, 2)                                     # (B, N, H, W)
+        if noise.ndim == 2:                                 # one vector, the same at every pixel
+            noise = noise[:, :, None, None].expand(-1, -1, *labels.shape[1:])     # (B, C, H, W)
+        dtype = dtype_of_convolutions(self.first.weight)
+        return torch.cat([noise.to(dtype), one_hot.to(dtype)], 1)
 
-    def check_input(self, labels, noise):
-        """Refuse sizes and ids the network cannot take, in words, not by a failure deep inside."""
+    def check(self, labels):
+        """Refuse sizes that do not divide and ids that do not exist; both would paint nonsense.
+
+        In training data.py has checked the ids, and on a GPU looking at them would wait for it.
+        """
         height, width = labels.shape[1:]
         m = self.size_multiple
         if height % m or width % m:
-            raise ValueError(f"a label map of {height}×{width} cannot be drawn: this generator "
-                             f"halves the size {self.num_blocks - 1} times, so height and width "
-                             f"must be multiples of {m}")
-        vector = (len(labels), self.noise_dim)
-        if tuple(noise.shape) not in (vector, (*vector, height, width)):
-            raise ValueError(f"noise of shape {tuple(noise.shape)} given, expected {vector} or "
-                             f"{(*vector, height, width)}")
-        # On a GPU this check would wait for the device; there the data loader has done it already.
-        if labels.device.type == "cpu" and labels.numel():
-            low, high = labels.aminmax()
-            if low < 0 or high >= self.num_classes:
-                raise ValueError(f"label map holds ids {low} to {high}, this generator knows 0 to "
-                                 f"{self.num_classes - 1}")
+            raise UserError(f"a label map of {height}×{width} cannot be drawn: this generator "
+                            f"needs height and width to be multiples of {m}")
+        if not self.training and labels.device.type == "cpu":
+            if labels.min() < 0 or labels.max() >= self.num_classes:
+                raise UserError(f"the label map holds ids {labels.min()} to {labels.max()}, this "
+                                f"generator knows 0 to {self.num_classes - 1}")
 
 
-# ---- Discriminator D (Sec. 2, "Segmentation-based discriminator"; Figure 2, right) -------------
+def shrink(condition, s):
+    """Nearest-neighbour shrinking by s keeps every s-th pixel: (B, C, H, W) -> (B, C, H/s, W/s)."""
+    return condition[:, :, ::s, ::s].contiguous(memory_format=torch.channels_last)
+
+
+def dtype_of_convolutions(weight):
+    """The precision in which a convolution with this weight runs: autocast's, else the weight's."""
+    device = weight.device.type
+    autocast = torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if autocast else weight.dtype
+
+
+# ---- Discriminator D (Sec. 2, "Segmentation-based discriminator"; Figure 2, right) ---------------
 #
-# A U-Net: an encoder that halves the picture at each block, a decoder that doubles it again, and
-# skip connections that carry the encoder's fine detail across. D never receives the label map as
-# an input. To be rewarded it has to find the classes in the picture itself, which is what forces
-# it to learn what things look like, and what makes its gradient worth a perceptual loss to G.
+# A U-Net: an encoder that halves the image at each block, a decoder that doubles it again, and skip
+# connections that carry the encoder's fine detail across. D is not given the label map. It has to
+# find the classes in the image itself, and so must learn what each of them looks like.
 
 
 class DownBlock(nn.Module):
     """Residual encoder block: two 3×3 convolutions, then 2×2 average pooling. Halves the size."""
 
-    def __init__(self, in_channels, out_channels, first=False):
+    def __init__(self, in_channels, out_channels, first):
         super().__init__()
-        self.first = first      # the first block sees pixels, which need no activation before them
+        self.first = first          # the first block reads pixels: no activation before them
         self.conv_1 = convolution(in_channels, out_channels, 3, spectral=True)
         self.conv_2 = convolution(out_channels, out_channels, 3, spectral=True)
         self.learned_shortcut = in_channels != out_channels
@@ -299,15 +381,15 @@ class DownBlock(nn.Module):
             self.conv_s = convolution(in_channels, out_channels, 1, spectral=True)
 
     def forward(self, x):
-        """(B, in, h, w) -> (B, out, h/2, w/2)"""
-        # A 1×1 convolution and average pooling may be swapped; after the pooling it costs a
-        # quarter.
-        shortcut = shrink(x)
+        """x (B, in, h, w) -> (B, out, h/2, w/2)"""
+        # Average pooling and a 1×1 convolution may be swapped. Behind the pooling it costs a
+        # quarter. With ceil_mode an odd last row is averaged on its own instead of dropped.
+        shortcut = F.avg_pool2d(x, 2, ceil_mode=True)
         if self.learned_shortcut:
             shortcut = self.conv_s(shortcut)
         x = self.conv_1(x if self.first else F.leaky_relu(x, LEAK))
-        x = self.conv_2(F.leaky_relu(x, LEAK))
-        return shrink(x) + shortcut
+        x = self.conv_2(F.leaky_relu(x, LEAK, inplace=True))
+        return F.avg_pool2d(x, 2, ceil_mode=True) + shortcut
 
 
 class UpBlock(nn.Module):
@@ -322,25 +404,18 @@ class UpBlock(nn.Module):
             self.conv_s = convolution(in_channels, out_channels, 1, spectral=True)
 
     def forward(self, x, size):
-        """(B, in, h, w) -> (B, out, *size); size: (2h, 2w), or one less for odd sizes."""
-        # A 1×1 convolution and nearest-neighbour doubling may be swapped, too.
-        shortcut = self.conv_s(x) if self.learned_shortcut else x
-        shortcut = nearest(shortcut, size=size)
-        x = self.conv_1(nearest(F.leaky_relu(x, LEAK), size=size))
-        x = self.conv_2(F.leaky_relu(x, LEAK))
-        return x + shortcut
-
-
-def shrink(x):
-    """2×2 average pooling; an odd last row or column is averaged on its own instead of dropped."""
-    return F.avg_pool2d(x, 2, ceil_mode=True)
+        """x (B, in, h, w) -> (B, out, *size); size: (2h, 2w), or one less where it was odd."""
+        shortcut = self.conv_s(x) if self.learned_shortcut else x          # before doubling: cheap
+        x = self.conv_1(upsample(F.leaky_relu(x, LEAK), size))
+        x = self.conv_2(F.leaky_relu(x, LEAK, inplace=True))
+        return x + upsample(shortcut, size)
 
 
 class Discriminator(nn.Module):
-    """D(x): segments an image into N real classes and one fake class (Sec. 2).
+    """D(x): a segmentation of an image into N real classes and one fake class.
 
     Args:
-        num_classes: N. The output has N + 1 channels; the last, index N, is the fake class.
+        num_classes: N. The output has N + 1 channels; the last, number N, is the fake class.
         channels: widths of the encoder blocks, finest first. The decoder mirrors them.
     """
 
@@ -352,227 +427,124 @@ class Discriminator(nn.Module):
         self.encoder = nn.ModuleList(
             DownBlock(c_in, c_out, first=i == 0)
             for i, (c_in, c_out) in enumerate(zip([3] + channels, channels)))
-        outputs = channels[-2::-1] + [channels[0] // 2]          # 512 256 256 128 128 64
-        skips = [0] + channels[-2::-1]                           #   0 512 256 256 128 128
+        outputs = channels[-2::-1] + [channels[0] // 2]               # 512 256 256 128 128 64
+        skips = [0] + channels[-2::-1]                                #   0 512 256 256 128 128
         inputs = [a + b for a, b in zip(channels[-1:] + outputs, skips)]
         self.decoder = nn.ModuleList(UpBlock(c_in, c_out) for c_in, c_out in zip(inputs, outputs))
         self.last = convolution(outputs[-1], num_classes + 1, 1, spectral=False)
 
     def forward(self, images):
-        """images (B, 3, H, W) in [−1, 1] -> logits (B, N+1, H, W), for a softmax over N+1."""
-        x, skips = images, [images]
+        """images (B, 3, H, W) in [−1, 1] -> logits (B, N+1, H, W) of a softmax over N+1 classes."""
+        x, features = images, [images]
         for block in self.encoder:
-            x = block(x)                                         # (B, 512, H/64, W/64) in the end
-            skips.append(x)
-        skips.pop()                                              # the deepest features are x itself
-        for i, block in enumerate(self.decoder):
-            skip = skips.pop()
-            x = block(x, skip.shape[2:])                         # (B, 64, H, W) in the end
-            if i < len(self.decoder) - 1:
-                x = torch.cat([skip, x], dim=1)
-        return self.last(x)                                      # (B, N+1, H, W)
+            x = block(x)                                              # … (B, 512, H/64, W/64)
+            features.append(x)
+        skips = features[-2::-1]                # all but the deepest, which is x itself
+        for i, (block, skip) in enumerate(zip(self.decoder, skips)):
+            x = block(x if i == 0 else torch.cat([skip_before, x], 1), skip.shape[2:])
+            skip_before = skip                                        # … (B, 64, H, W)
+        return self.last(x)                                           # (B, N+1, H, W)
 
 
-# ---- Speed on a CPU ----------------------------------------------------------------------------
-#
-# Two things that change no result. First: a 3×3 convolution of a one-hot map multiplies mostly by
-# zero. Of the N products at each of the nine taps one counts, so the result is a sum of nine rows
-# of the weight, which a table can look up. Where all pixels of an image share one noise vector its
-# part is the same at each pixel and goes into the table, too. That is a third of G's multiply-adds;
-# looking them up saves a fifth of an image's time (results/tricks.txt). Second: keep_freed_memory.
+# ---- Checkpoints ---------------------------------------------------------------------------------
 
 
-class LookUp:
-    """The condition in short form: which nine table rows each output pixel adds up.
+class UserError(Exception):
+    """A mistake of the user, told in one sentence that names the culprit and what is possible."""
 
-    labels (B, h, w) int64, noise (B, C), one vector per image. Stands for the (B, C+N, h, w) tensor
-    of Generator.condition_pyramid wherever that would enter a 3×3 convolution.
-    """
-
-    def __init__(self, labels, noise, num_classes):
-        self.size, self.noise, self.num_classes = labels.shape, noise, num_classes
-        batch, height, width = labels.shape
-        # Row (image, tap, class); class N, all zeros, is the zero padding around the image.
-        padded = F.pad(labels, (1, 1, 1, 1), value=num_classes).int()
-        first_row = torch.arange(batch, dtype=torch.int32)[:, None, None] * 9
-        self.rows = torch.stack([
-            (first_row + 3 * i + j) * (num_classes + 1) + padded[:, i:i + height, j:j + width]
-            for i in range(3) for j in range(3)], dim=-1).view(-1, 9)              # (B·h·w, 9)
-
-    def convolve(self, weight, bias):
-        """conv2d of what this stands for: weight (out, C+N, 3, 3), bias (out,) -> (B, out, h, w)"""
-        of_noise, of_labels = weight.flatten(2).permute(2, 1, 0).split(
-            [self.noise.shape[1], self.num_classes], dim=1)              # (9, C or N, out)
-        table = of_labels + torch.einsum("bc,tco->bto", self.noise, of_noise)[:, :, None]
-        table = F.pad(table, (0, 0, 0, 1)).flatten(0, 2)                 # (B·9·(N+1), out)
-        out = F.embedding_bag(self.rows, table, mode="sum") + bias       # (B·h·w, out)
-        return out.view(*self.size, -1).permute(0, 3, 1, 2)              # channels-last as it is
+    def __init__(self, sentence):
+        # A DataLoader process sends its error home with a traceback pasted before the sentence.
+        super().__init__(str(sentence).rsplit("UserError: ", 1)[-1].strip())
 
 
-def convolve(layer, condition):
-    """layer(condition), for the condition in either form."""
-    if isinstance(condition, LookUp):
-        return condition.convolve(layer.weight, layer.bias)
-    return layer(condition)
-
-
-def keep_freed_memory():
-    """Ask Linux's C library to keep freed memory for the next tensor; elsewhere it does nothing.
-
-    By default it hands every large block back to the system at once, and gets the next one page by
-    page, zeroed. On two CPU cores that makes a training step of the full-size model 7 % slower at
-    128×128 (results/tricks.txt).
-    """
+@contextlib.contextmanager
+def exit_in_words(script):
+    """Around main(): a UserError ends the program with its sentence and exit code 2."""
     try:
-        libc = ctypes.CDLL("libc.so.6")
-    except OSError:                     # not Linux with glibc
-        return
-    M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4           # their numbers in malloc.h
-    libc.mallopt(M_MMAP_MAX, 0)                     # no block comes from the system on its own …
-    libc.mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)     # … and none goes back
+        yield
+    except UserError as error:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(3)       # rank 0 mostly has the same to say, and torchrun then ends us all
+        print(f"{script}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{script}: interrupted", file=sys.stderr)
+        sys.exit(1)
 
 
-# ---- Checkpoints -------------------------------------------------------------------------------
+def find_checkpoint(path=None):
+    """The path itself, else latest.pt of the newest run, else the model of this repository."""
+    runs = sorted(Path("runs").glob("*/latest.pt"), key=lambda file: file.stat().st_mtime)
+    included = Path(__file__).resolve().parent / "assets" / "toy.pt"
+    return Path(path or (runs[-1] if runs else included))
 
 
 def read_tensors(path):
-    """torch.load, weights only, on the CPU; whatever is wrong with a file ends in one sentence."""
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file")
+    """What torch.save wrote, on the CPU; weights_only: a file can run no code. UserError."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: there is no such file")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError as e:
-        raise CheckpointError(f"{path}: cannot be read ({e.strerror})") from e
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile,
-            KeyError, IndexError, AttributeError, TypeError, ValueError) as e:
-        # The last five come from PyTorch's reader when it takes other bytes for a pickle.
-        raise CheckpointError(f"{path}: not a checkpoint, or one that was cut off "
-                              f"({path.stat().st_size:,} bytes); use another file") from e
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path}: not a checkpoint, or one that was cut off") from error
 
 
 def load_checkpoint(path):
-    """A run's latest.pt or best.pt, written by train.py, as a dictionary. CheckpointError."""
+    """A checkpoint of train.py as a dictionary; train.State says what is in it. UserError."""
     checkpoint = read_tensors(path)
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != "oasis-run-1":
-        raise CheckpointError(f"{path}: not a checkpoint of train.py; of the authors' released "
-                              f"*.pth files sample.py draws with --preset")
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") != "oasis-run-2":
+        raise UserError(f"{path}: not a checkpoint of this edition's train.py; the authors' *.pth "
+                        f"files become one by python -m extras.released")
     return checkpoint
 
 
-def restore(network, state, path_or_what):
-    """load_state_dict with a one-sentence error; returns the network in eval mode."""
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as e:
-        raise CheckpointError(f"{path_or_what}: the weights belong to another model") from e
-    return network.eval()
+def build_generator(checkpoint):
+    """The averaged generator, whose images the paper reports; in eval mode, without gradients."""
+    module, name = checkpoint["generator_class"].rsplit(".", 1)
+    # Only a variant's generator lives elsewhere; a file must not choose what is imported.
+    module = importlib.import_module(module if module.startswith("extras.") else "oasis")
+    network = getattr(module, name)(**checkpoint["generator_args"])
+    network.load_state_dict(checkpoint["ema"])
+    return network.to(memory_format=torch.channels_last).requires_grad_(False).eval()
 
 
-def generator_from(checkpoint):
-    """The EMA generator of a run's checkpoint, in eval mode: the one whose images are reported."""
-    return restore(Generator(**checkpoint["generator_args"]), checkpoint["ema"], "checkpoint")
+def build_discriminator(checkpoint):
+    """D in eval mode, without gradients; None where the file has none, or a variant's."""
+    if ("discriminator" not in checkpoint
+            or checkpoint["discriminator_class"] != "oasis.Discriminator"):
+        return None
+    network = Discriminator(**checkpoint["discriminator_args"])
+    network.load_state_dict(checkpoint["discriminator"])
+    return network.to(memory_format=torch.channels_last).requires_grad_(False).eval()
 
 
-def discriminator_from(checkpoint):
-    """The discriminator of a run's checkpoint, in eval mode."""
-    return restore(Discriminator(**checkpoint["discriminator_args"]), checkpoint["discriminator"],
-                   "checkpoint")
-
-
-# The authors' files name the same tensors differently. Each pair is applied in turn, in this order.
-RELEASED_NAMES = (
-    ("body_down.", "encoder."), ("body_up.", "decoder."), ("layer_up_last.", "last."),
-    ("conv_img.", "last."), ("fc.", "first."), ("body.", "blocks."),
-    (".mlp_shared.0.", ".shared."), (".first_norm.", ".norm."),
-    (".conv1.0.", ".conv_1."), (".conv1.1.", ".conv_1."), (".conv1.2.", ".conv_1."),
-    (".conv2.1.", ".conv_2."),
-    (".weight_orig", ".parametrizations.weight.original"),
-    (".weight_u", ".parametrizations.weight.0._u"), (".weight_v", ".parametrizations.weight.0._v"),
-)
-
-
-def translate_released(state):
-    """Tensor names of the released code -> names of this file; γ and β become one layer."""
-    out = {}
-    for name, tensor in state.items():
-        if ".mlp_beta." in name:
-            continue
-        if ".mlp_gamma." in name:
-            tensor = torch.cat([tensor, state[name.replace("gamma", "beta")]])
-            name = name.replace("mlp_gamma", "gamma_beta")
-        for old, new in RELEASED_NAMES:
-            name = name.replace(old, new)
-        out[name] = tensor
-    return out
-
-
-def load_released_generator(path, noise_dim=64):
-    """G from the authors' `*_EMA.pth` or `*_G.pth`, in eval mode; CheckpointError for other files.
-
-    The architecture is read off the tensors' shapes. noise_dim says how many of the input channels
-    are noise, the one thing the shapes do not tell (0 for a model trained without 3D noise).
-    """
-    state = read_tensors(path)
-    try:
-        condition_channels = state["fc.weight"].shape[1]
-        config = dict(
-            num_classes=condition_channels - noise_dim, noise_dim=noise_dim,
-            channels=state["conv_img.weight"].shape[1],
-            num_blocks=1 + max(int(k.split(".")[1]) for k in state if k.startswith("body.")),
-            spade_hidden=state["body.0.norm_0.mlp_shared.0.weight"].shape[0])
-    except (KeyError, TypeError, AttributeError) as e:
-        raise CheckpointError(f"{path}: not a generator of the authors' released code") from e
-    return restore(Generator(**config), translate_released(state), path)
-
-
-def load_released_discriminator(path):
-    """D from the authors' `*_D.pth`, in eval mode; CheckpointError for other files.
-
-    The released code keeps the fake class in output channel 0; here it is the last, as in the
-    paper, so channel 0 of the last layer moves to the end.
-    """
-    state = read_tensors(path)
-    try:
-        blocks = 1 + max(int(k.split(".")[1]) for k in state if k.startswith("body_down."))
-        channels = [state[f"body_down.{i}.conv2.1.weight_orig"].shape[0] for i in range(blocks)]
-        num_classes = state["layer_up_last.weight"].shape[0] - 1
-        state = translate_released(state)
-        for name in ("last.weight", "last.bias"):
-            state[name] = state[name].roll(-1, dims=0)
-    except (KeyError, TypeError, AttributeError, ValueError) as e:
-        raise CheckpointError(f"{path}: not a discriminator of the authors' released code") from e
-    return restore(Discriminator(num_classes, channels), state, path)
-
-
-# ---- python oasis.py ---------------------------------------------------------------------------
+# ---- python oasis.py -----------------------------------------------------------------------------
 
 
 def print_shapes(network, *inputs):
     """One line per stage of a network: its name and the shape it hands on."""
     for name, module in network.named_modules():
-        if (name in ("first", "last")
-                or name.rpartition(".")[0] in ("blocks", "encoder", "decoder")):
+        if name in ("first", "last") or name.rpartition(".")[0] in ("blocks", "encoder", "decoder"):
             module.register_forward_hook(
                 lambda _, __, output, name=name: print(f"    {name:12s} {tuple(output.shape)}"))
     network(*inputs)
 
 
 def main():
-    """The shape ladder of the paper's ADE20K model; the parameter counts of its three datasets."""
-    with torch.device("meta"):      # tensors with a shape and no numbers: instant, and free
-        G, D = Generator(151), Discriminator(151)
-        labels, noise = torch.zeros(1, 256, 256, dtype=torch.int64), torch.zeros(1, 64)
+    """The shapes inside the paper's ADE20K model, and the parameter counts of three datasets."""
+    G, D = Generator(151).eval(), Discriminator(151).eval()
+    with torch.no_grad():
         print("Generator, ADE20K: label map (1, 256, 256) and noise (1, 64)")
-        print_shapes(G, labels, noise)
+        print_shapes(G, torch.zeros(1, 256, 256, dtype=torch.int64), torch.zeros(1, 64))
         print("Discriminator, ADE20K: image (1, 3, 256, 256); the last of 152 channels is 'fake'")
         print_shapes(D, torch.zeros(1, 3, 256, 256))
-        print("\nParameters              N   generator  discriminator        both")
-        for name, n in (("ADE20K", 151), ("COCO-Stuff", 183), ("Cityscapes", 35)):
-            g, d = (sum(p.numel() for p in network(n).parameters())
-                    for network in (Generator, Discriminator))
-            print(f"  {name:16s} {n:6d}  {g:10,}  {d:13,}  {g + d:10,}")
-        print("Table 1 says 94M for both together, whatever the dataset; it depends on N.")
+    print("\nParameters              N   generator  discriminator        both")
+    for name, n in (("ADE20K", 151), ("COCO-Stuff", 183), ("Cityscapes", 35)):
+        with torch.device("meta"):          # tensors that have a shape and no numbers
+            g, d = (sum(p.numel() for p in network.parameters())
+                    for network in (Generator(n), Discriminator(n)))
+        print(f"  {name:16s} {n:6d}  {g:10,}  {d:13,}  {g + d:10,}")
+    print("Table 1 says 94M for both together, whatever the dataset; it depends on N.")
 
 
 if __name__ == "__main__":
