@@ -1,30 +1,30 @@
-"""Train OASIS (or SPADE): the two updates, the moving average of G, checkpoints, the loop.
+"""Train OASIS: the settings, the two updates, the moving average, the loop.
 
     python train.py                                          # drawn scenes, minutes on two cores
     python train.py --preset folder --data-root my_photos    # your own photographs and label maps
     python train.py --preset cityscapes --data-root cityscapes
     python train.py --run-dir runs/toy --resume              # goes on where a run stopped
-    python train.py --model spade+                           # the paper's baseline, see spade.py
     torchrun --nproc_per_node=8 train.py --preset ade20k --data-root ADEChallengeData2016
 
-Everything a run makes lies in its run folder: latest.pt and best.pt (checkpoints), samples/
-(pictures while it trains), log.csv (losses), scores.csv, curves.png, segmenter.pt (the network
-behind mIoU).
+A run folder holds latest.pt and best.pt (checkpoints), samples/ (pictures while it trains), log.csv
+(losses), scores.csv, curves.png and segmenter.pt (the network that measures mIoU).
 
-Nothing in the loop is drawn from a random state that has a history. Batches, crops, noise and
-LabelMix coins are functions of (seed, step), so there is no random state to save: a run that was
-killed and resumed draws what an uninterrupted one draws, and on the CPU both end in the same
-bits.
+Every random number is a function of (seed, purpose, step): batches, crops, noise, LabelMix coins.
+So there is no random state to save, a resumed run repeats what an uninterrupted one does, bit for
+bit on a CPU, and neither loader processes nor training processes change what is drawn.
 """
 
-import contextlib
+import argparse
+import ast
 import copy
 import csv
 import dataclasses
-import gc
 import hashlib
+import inspect
 import os
+import signal
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -37,172 +37,228 @@ from tqdm import tqdm
 import data
 import losses
 import metrics
-import models
 import oasis
-import spade
-from processes import (end, in_any_process, is_first, noted_signals, outside_cause,
-                       resume_command, start_processes)
-from settings import (SettingsError, check_settings, metric_names, parse_arguments,
-                      settings_of_resumed_run)
+from oasis import UserError, average_gradients, rank_and_size
 
-matplotlib.use("Agg")       # curves.png is drawn without a display
-import matplotlib.pyplot as plt  # noqa: E402  (the line above must come first)
+matplotlib.use("Agg")                 # curves.png is drawn without a display
+import matplotlib.pyplot as plt       # noqa: E402
+
+# ---- Settings ------------------------------------------------------------------------------------
 
 
-class TrainingStopped(RuntimeError):
-    """The run ended early: a signal, a non-finite loss, a full disk; the message says which.
+@dataclasses.dataclass
+class Settings:
+    """All that a run can be told; each field is an option and its text the --help.
 
-    Either all processes meet it in the same step or rank 0 alone does, so rank 0 speaks.
+    Defaults are the paper's ADE20K model. PRESETS say what other data changes.
     """
 
+    preset: str = "toy"
+    """which data, with the settings that go with it"""
+    data_root: str = ""
+    """folder of the data set; toy needs none"""
+    subset: str = ""
+    """file with the names of the images to use, one per line"""
+    height: int = 256
+    """height of the images, a multiple of 2^(blocks-1)"""
+    width: int = 256
+    """width of the images, a multiple of 2^(blocks-1)"""
+    workers: int = 8
+    """processes that load images, for each GPU; their number changes no result"""
 
-def random_stream(seed, purpose, step):
-    """A CPU generator that is a function of its arguments alone: randomness without a history."""
-    digest = hashlib.sha256(f"{seed}/{purpose}/{step}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    channels: int = 64
+    """width of the generator's last block; the first blocks are 16 times as wide"""
+    num_blocks: int = 6
+    """generator blocks"""
+    spade_hidden: int = 128
+    """width of the hidden layer inside each SPADE"""
+    noise_dim: int = 64
+    """length of the noise vector; 0: no noise"""
+    d_channels: tuple = (128, 128, 256, 256, 512, 512)
+    """widths of the discriminator's encoder blocks"""
+    padding: str = "zeros"
+    """the generator's padding: zeros as in the paper, or replicate, which avoids frames"""
+    init_gain: tuple = (oasis.INIT_GAIN, oasis.INIT_GAIN)
+    """Xavier gain of the initial weights, of G and of D; short trainings need more than 0.02"""
+
+    epochs: int = 200
+    """passes over the training images"""
+    steps: int = 0
+    """train so many steps instead of epochs (0: epochs)"""
+    batch_size: int = 32
+    """images per step, over all processes together"""
+    lr_g: float = 1e-4
+    """Adam's learning rate for the generator"""
+    lr_d: float = 4e-4
+    """Adam's learning rate for the discriminator"""
+    lr_decay: float = 0.0
+    """share of the steps, at the end, over which both learning rates fall to 0"""
+    lambda_labelmix: float = 10.0
+    """weight λ of the LabelMix loss; 0 leaves it out"""
+    no_class_balance: bool = False
+    """α = 1 for every class"""
+    ema_decay: float = 0.9999
+    """decay of the generator's moving average"""
+    precision: str = "fp32"
+    """fp32, or bf16: networks in bfloat16; losses and statistics stay in float32"""
+    compile: bool = False
+    """torch.compile networks and losses: some minutes at the start, faster steps on a GPU"""
+    seed: int = 0
+    """decides every random number of the training"""
+    data_seed: int = 0
+    """decides the data: drawn scenes, crops and flips"""
+
+    run_dir: str = ""
+    """folder of the run (default: runs/PRESET)"""
+    resume: bool = False
+    """go on with the run in --run-dir"""
+    log_every: int = 100
+    """steps between two rows of log.csv"""
+    picture_every: int = 1000
+    """steps between two grids of pictures"""
+    score_every: int = 5000
+    """steps between two scorings"""
+    checkpoint_every: int = 1000
+    """steps between two checkpoints"""
+    metrics: str = "miou,fd_segmenter,fid"
+    """scores, separated by commas, see metrics.py --help; or none"""
+    segmenter_steps: int = 0
+    """training steps of the network that measures mIoU (0: by image size)"""
 
 
-# ---- The two updates ---------------------------------------------------------------------------
+# The paper names the decay of the average (0.9999) and 64 noise channels, and follows "the
+# experimental setting of (Park et al., 2019)" (Sec. 3). Learning rates, batch sizes, epochs and λ
+# are those of the authors' code.
+PRESETS = {
+    "ade20k": {},
+    "coco-stuff": dict(epochs=100),
+    "cityscapes": dict(height=256, width=512, batch_size=20, lr_g=4e-4, lambda_labelmix=5.0,
+                       ema_decay=0.999),        # of the released models; the paper says 0.9999
+    "folder": dict(batch_size=8, ema_decay=0.999, workers=2),
+    # Chosen for good pictures after minutes on two CPU cores: results/LOG.md.
+    "toy": dict(height=64, width=64, workers=0, channels=8, num_blocks=4, spade_hidden=32,
+                d_channels=(32, 64, 96, 128), padding="replicate", init_gain=(1.0, 5.0),
+                steps=1000, batch_size=8, lr_g=1e-3, lr_d=2e-3, lr_decay=0.5, ema_decay=0.99,
+                log_every=10, picture_every=100, score_every=500, checkpoint_every=100,
+                metrics="miou,fd_segmenter,d_miou"),
+}
+
+# All other settings shape the networks or the data; a resumed run keeps its own.
+CHANGEABLE = ("data_root", "workers", "epochs", "steps", "lr_g", "lr_d", "lr_decay", "ema_decay",
+              "lambda_labelmix", "precision", "compile", "run_dir", "resume", "log_every",
+              "picture_every", "score_every", "checkpoint_every", "metrics", "segmenter_steps")
 
 
-def training_step(G, D, D_frozen, optimizer_G, optimizer_D, real, labels, noise, mask, weights,
-                  lambda_labelmix, perceptual=None, lambda_vgg=0.0,
-                  precision=contextlib.nullcontext()):
-    """One update of D and one of G on the same batch. Returns the terms, {name: detached scalar}.
+def parse_arguments(argv=None, settings_class=Settings, presets=PRESETS):
+    """Command line -> settings: defaults, changed by the preset, changed by what was given.
 
-    real (B, 3, H, W), labels (B, H, W), noise (B, 64), mask M (B, 1, H, W), weights α (N,).
-    D_frozen is D without the wrapper that exchanges gradients between processes: in G's update D
-    is a fixed judge. Both updates use the same x̂, drawn once: D learns from what G draws now,
-    and G is judged by the D that has just learned. perceptual: a losses.PerceptualLoss for the
-    paper's comparison, OASIS does without (None). precision: an autocast context; losses are
-    float32 inside it, too.
+    With --resume the run's own settings take the place of defaults and preset.
     """
-    # ---- D minimises Eq. 1 + λ·L_cons. It has no batch norm, so one pass over all images will do.
-    with precision:
-        fake = G(labels, noise)                                         # x̂ = G(z, t)
-        x, x_hat = real, fake.detach()
-        if lambda_labelmix > 0:
-            mix = losses.labelmix(x, x_hat, mask)
-            logits_real, logits_fake, logits_mix = D(torch.cat([x, x_hat, mix])).chunk(3)
-            loss_labelmix = losses.labelmix_loss(logits_mix, logits_real, logits_fake, mask)
-        else:
-            logits_real, logits_fake = D(torch.cat([x, x_hat])).chunk(2)
-            loss_labelmix = logits_real.new_zeros(())
-        loss_D_real = losses.real_loss(logits_real, labels, weights)    # Eq. 1, first term
-        loss_D_fake = losses.fake_loss(logits_fake)                     # Eq. 1, second term
-        loss_D = loss_D_real + loss_D_fake + lambda_labelmix * loss_labelmix
-        terms = {"loss_D_real": loss_D_real, "loss_D_fake": loss_D_fake,
-                 "loss_labelmix": loss_labelmix}
-    optimizer_D.zero_grad()
-    loss_D.backward()
-    optimizer_D.step()
-
-    # ---- G minimises Eq. 2: D should find in every pixel of x̂ the class that the label map names.
-    D_frozen.requires_grad_(False)                     # saves computing gradients that nobody uses
-    with precision:
-        loss = terms["loss_G"] = losses.real_loss(D_frozen(fake), labels, weights)      # Eq. 2
-        if perceptual is not None:
-            terms["loss_vgg"] = perceptual(fake, real)
-            loss = loss + lambda_vgg * terms["loss_vgg"]
-    optimizer_G.zero_grad()
-    loss.backward()
-    optimizer_G.step()
-    D_frozen.requires_grad_(True)
-
-    return {name: term.detach() for name, term in terms.items()}
-
-
-def update(s, state, G, D, real, labels, noise, mask, weights, perceptual, precision):
-    """The training step of the model that is trained. G, D: the state's, wrapped for DDP."""
-    players = G, D, state.D, state.optimizer_G, state.optimizer_D
-    if s.no_class_balance:
-        weights = (weights > 0).float()     # 1 for the classes that are there, 0 for "unknown"
-    if s.model == "oasis":
-        return training_step(*players, real, labels, noise, mask, weights, s.lambda_labelmix,
-                             perceptual, s.lambda_vgg, precision)
-    return spade.training_step(*players, real, labels, noise, s.lambda_features,
-                               s.lambda_kl if s.multimodal == "encoder" else None,
-                               perceptual, s.lambda_vgg, precision)
+    presets_text = "\n".join(f"  {name}: " + ", ".join(f"{k} {v}" for k, v in changes.items())
+                             for name, changes in presets.items())
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=f"What the presets change:\n{presets_text}",
+        formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS)
+    choices = {"preset": list(presets), "precision": ["fp32", "bf16"],
+               "padding": ["zeros", "replicate"]}
+    texts = field_texts(settings_class)
+    for field in dataclasses.fields(settings_class):
+        how = dict(type=field.type, choices=choices.get(field.name))
+        if field.type is bool:
+            how = dict(action="store_true")
+        elif field.type is tuple:
+            how = dict(type=type(field.default[0]), nargs="+")
+        shown = f" (default: {field.default})" if field.default not in ("", False) else ""
+        parser.add_argument("--" + field.name.replace("_", "-"), help=texts[field.name] + shown,
+                            **how)
+    given = {name: tuple(value) if isinstance(value, list) else value
+             for name, value in vars(parser.parse_args(argv)).items()}
+    preset = given.get("preset", settings_class.preset)
+    run_dir = given.setdefault("run_dir", f"runs/{preset}")
+    if "data_root" in given:
+        given["data_root"] = str(Path(given["data_root"]).resolve())
+    if "epochs" in given:               # stronger than the number of steps of a preset or run
+        given.setdefault("steps", 0)
+    if not given.get("resume"):
+        return settings_class(**{**presets[preset], "preset": preset, **given})
+    own = resumable_checkpoint(run_dir)["settings"]
+    for name in given.keys() - set(CHANGEABLE):
+        if given[name] != own[name]:
+            raise UserError(f"--{name.replace('_', '-')} {given[name]}: the run in {run_dir} was "
+                            f"started with {own[name]}, which cannot change")
+    return settings_class(**{**own, **given})
 
 
-# ---- The moving average of G -------------------------------------------------------------------
-#
-# Two players that chase each other circle around the solution; the average of G's weights over
-# the last steps often lies nearer to it than a single step does (Yaz et al., 2018). All images
-# reported come from it (Sec. 3). In a training as short as the toy's it does not pay: exercise 7.
+def field_texts(settings_class):
+    """{field: the text under it in the class}, of a dataclass and those it builds on."""
+    texts = {}
+    for c in reversed(settings_class.__mro__[:-1]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(c))).body[0].body
+        texts.update((field.target.id, text.value.value) for field, text in zip(body, body[1:])
+                     if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr))
+    return texts
 
 
-@torch.no_grad()
-def update_ema(ema, G, decay):
-    """ema ← decay · ema + (1 − decay) · G, for the weights. refresh_ema sees to all else."""
-    for average, current in zip(ema.parameters(), G.parameters()):
-        average.lerp_(current, 1 - decay)
+def resumable_checkpoint(run_dir):
+    """latest.pt of a run, if the run can go on from it. UserError."""
+    path = Path(run_dir) / "latest.pt"
+    checkpoint = oasis.load_checkpoint(path)
+    if "optimizer_G" not in checkpoint:
+        raise UserError(f"{path}: holds no optimizers, so the training cannot go on from it")
+    return checkpoint
 
 
-@torch.no_grad()
-def refresh_ema(ema, G, label_batches, seed):
-    """Give the averaged generator batch-norm statistics of its own, and end in eval mode.
+# ---- Networks, optimizers, counters --------------------------------------------------------------
 
-    The statistics G collects are those of G's features, not of the average's; used with the
-    average's weights they shift colours. So the averaged network draws a few training label maps
-    and takes the mean of what it sees. Starting from G's buffers makes the result a function of
-    what a checkpoint holds, the label maps and the seed: refreshing more often, or after a resume,
-    changes nothing.
+
+def make_networks(settings, num_classes):
+    """G and D as the settings say, untrained."""
+    s = settings
+    G = oasis.Generator(num_classes, s.noise_dim, s.channels, s.num_blocks, s.spade_hidden,
+                        s.padding)
+    D = oasis.Discriminator(num_classes, s.d_channels)
+    return G, D
+
+
+def compile_in_place(G, D):
+    """torch.compile networks and losses. In place: names of weights and functions stay the same.
+
+    Every tensor has one shape in a run, so each function becomes one graph for each batch size.
     """
-    device, buffers = next(ema.parameters()).device, dict(G.named_buffers())
-    for name, buffer in ema.named_buffers():
-        buffer.copy_(buffers[name])             # spectral norm's singular vectors, to start from
-    for layer in ema.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.reset_running_stats()
-            layer.momentum = None                      # plain mean over the batches
-    ema.train()
-    for i, labels in enumerate(label_batches):
-        noise = torch.randn(len(labels), ema.noise_dim, generator=random_stream(seed, "ema", i))
-        ema(labels.to(device=device, dtype=torch.int64), noise.to(device))
-    ema.eval()
-    if dist.is_initialized():
-        for buffer in ema.buffers():
-            dist.broadcast(buffer, src=0)
-
-
-# ---- State, checkpoints ------------------------------------------------------------------------
+    G.compile(dynamic=False)
+    D.compile(dynamic=False)
+    for name in ("discriminator_losses", "real_loss"):
+        setattr(losses, name, torch.compile(getattr(losses, name), dynamic=False))
 
 
 class State:
-    """What changes while training: two networks, the average, two optimizers, counters."""
+    """What training changes: G, D, the average of G, two optimizers, counters."""
 
-    def __init__(self, s, num_classes, device):
-        def place(network):
-            return network.to(device, memory_format=torch.channels_last)
-
-        torch.manual_seed(s.seed)               # for the initial weights, and nothing else
-        self.G, self.D = (place(network) for network in models.make_networks(s, num_classes))
-        oasis.scale_weights(self.G, s.init_gain_g / oasis.INIT_GAIN)
-        oasis.scale_weights(self.D, s.init_gain_d / oasis.INIT_GAIN)
+    def __init__(self, settings, networks, num_classes, device):
+        torch.manual_seed(settings.seed)              # for the initial weights, and nothing else
+        self.G, self.D = (network.to(device, memory_format=torch.channels_last)
+                          for network in networks(settings, num_classes))
+        for network, gain in zip((self.G, self.D), settings.init_gain):
+            oasis.scale_weights(network, gain / oasis.INIT_GAIN)
         self.ema = copy.deepcopy(self.G).requires_grad_(False)
-        betas = (s.beta1, s.beta2)
-        self.optimizer_G = torch.optim.Adam(self.G.parameters(), s.lr_g, betas, fused=True)
-        self.optimizer_D = torch.optim.Adam(self.D.parameters(), s.lr_d, betas, fused=True)
+        # β1 = 0: no momentum. The other network changes, and old gradients with it are outdated.
+        self.optimizer_G = torch.optim.Adam(self.G.parameters(), betas=(0.0, 0.999), fused=True)
+        self.optimizer_D = torch.optim.Adam(self.D.parameters(), betas=(0.0, 0.999), fused=True)
         self.step, self.seconds, self.best = 0, 0.0, {}
-        # The losses of the steps since the last multiple of log_every, one row per step.
-        self.terms = models.term_names(s)
-        self.recent, self.recent_from = torch.zeros(s.log_every, len(self.terms), device=device), 0
 
-    def checkpoint(self, s, dataset):
-        """A dictionary of tensors and plain values that torch.load(…, weights_only=True) reads."""
+    def checkpoint(self, settings, dataset):
+        """All of it as tensors and plain values, which torch.load(weights_only=True) reads."""
         return {
-            "format": "oasis-run-1", "model": s.model, "config": dataclasses.asdict(s),
-            "dataset": {"preset": s.preset, "class_names": list(dataset.class_names),
+            "format": "oasis-run-2", "settings": dataclasses.asdict(settings),
+            "dataset": {"preset": settings.preset, "class_names": list(dataset.class_names),
                         "palette": dataset.palette.tolist(), "ignore_label": dataset.ignore_label,
-                        "size": [s.height, s.width]},
-            "generator_args": self.G.config, "discriminator_args": self.D.config,
+                        "size": [settings.height, settings.width]},
+            "generator_class": class_name(self.G), "generator_args": self.G.config,
+            "discriminator_class": class_name(self.D), "discriminator_args": self.D.config,
             "generator": self.G.state_dict(), "discriminator": self.D.state_dict(),
-            "ema": self.ema.state_dict(), "terms": self.terms,
-            "optimizer_G": self.optimizer_G.state_dict(),
+            "ema": self.ema.state_dict(), "optimizer_G": self.optimizer_G.state_dict(),
             "optimizer_D": self.optimizer_D.state_dict(),
-            "step": self.step, "seconds": self.seconds, "best": self.best, "recent": self.recent,
-            "processes": dist.get_world_size() if dist.is_initialized() else 1,
+            "step": self.step, "seconds": self.seconds, "best": self.best,
         }
 
     def load(self, checkpoint):
@@ -210,365 +266,396 @@ class State:
         self.G.load_state_dict(checkpoint["generator"])
         self.D.load_state_dict(checkpoint["discriminator"])
         self.ema.load_state_dict(checkpoint["ema"])
-        for name in ("optimizer_G", "optimizer_D"):
-            optimizer = getattr(self, name)
-            # Moments come from the checkpoint, learning rates and betas from the settings.
-            optimizer.load_state_dict({**checkpoint[name],
-                                       "param_groups": optimizer.state_dict()["param_groups"]})
+        self.optimizer_G.load_state_dict(checkpoint["optimizer_G"])
+        self.optimizer_D.load_state_dict(checkpoint["optimizer_D"])
         self.step, self.seconds = checkpoint["step"], checkpoint["seconds"]
         self.best = checkpoint["best"]
-        if (checkpoint.get("terms") == self.terms
-                and len(checkpoint["recent"]) == len(self.recent)):
-            self.recent.copy_(checkpoint["recent"])
-        else:                                           # --log-every or a λ was changed
-            self.recent_from = self.step
 
 
-def save_checkpoint(checkpoint, path):
-    """Write beside the old file, then rename: at every moment a whole checkpoint lies at `path`."""
-    partial = path.with_suffix(".tmp")
-    try:
-        with open(partial, "wb") as f:
-            torch.save(checkpoint, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as e:        # torch wraps some write errors in RuntimeError
-        partial.unlink(missing_ok=True)
-        reason = getattr(e, "strerror", None) or str(e).splitlines()[0]
-        raise TrainingStopped(f"{path} could not be written ({reason}); the previous checkpoint is "
-                              f"untouched, make room and go on with --resume") from e
+def start_or_resume(settings, state, train_set):
+    """Load the run's checkpoint if it is to be resumed; refuse to overwrite a run. UserError."""
+    path = Path(settings.run_dir) / "latest.pt"
+    if settings.resume:
+        checkpoint = resumable_checkpoint(settings.run_dir)
+        if checkpoint["dataset"]["class_names"] != list(train_set.class_names):
+            raise UserError(f"{settings.data_root}: has other classes than the run {path}")
+        state.load(checkpoint)
+    elif path.exists():
+        raise UserError(f"{settings.run_dir} holds a run already; go on with it by --resume, or "
+                        f"choose another --run-dir")
 
 
-# ---- What a run writes -------------------------------------------------------------------------
+def set_learning_rates(state, settings, total_steps):
+    """The learning rates of this step: constant, then falling to 0 over the last lr_decay."""
+    left = (total_steps - state.step + 1) / total_steps
+    factor = min(1, left / settings.lr_decay) if settings.lr_decay else 1
+    state.optimizer_G.param_groups[0]["lr"] = settings.lr_g * factor
+    state.optimizer_D.param_groups[0]["lr"] = settings.lr_d * factor
 
 
-def read_rows(path):
-    """A CSV file as a list of {column: number}; [] where there is none."""
-    if not path.exists():
-        return []
-    with open(path, newline="") as f:
-        return [{k: int(v) if v.isdigit() else float(v) for k, v in row.items() if v}
-                for row in csv.DictReader(f)]
+def class_name(network):
+    """Where oasis.build_generator finds the class again: "oasis.Generator"."""
+    return f"{type(network).__module__}.{type(network).__name__}"
 
 
-def write_rows(path, rows):
-    """The reverse. Rows may have different columns: a resumed run may be scored differently."""
-    partial = path.with_suffix(".tmp")
-    with open(partial, "w", newline="") as f:
-        writer = csv.DictWriter(f, list(dict.fromkeys(k for row in rows for k in row)))
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(partial, path)
-
-
-def log_losses(s, state, run_dir, writes):
-    """Mean of the last losses -> log.csv. Stops the run, everywhere, where one is not finite.
-
-    On one GPU this is the one place where the CPU waits for its numbers; the steps between stay in
-    flight.
-    """
-    filled = (state.step - 1) % s.log_every + 1
-    count = min(filled, state.step - state.recent_from)
-    recent = state.recent[filled - count:filled]        # a view: the checkpoint gets the means, too
-    if dist.is_initialized():
-        dist.all_reduce(recent)                         # not finite here: not finite everywhere
-        recent /= dist.get_world_size()
-    recent = recent.cpu()
-    for row, column in (~recent.isfinite()).nonzero().tolist():
-        raise TrainingStopped(f"{state.terms[column]} is {recent[row, column]} at step "
-                              f"{state.step - count + 1 + row}; {run_dir}/latest.pt is from "
-                              f"before; try lower learning rates"
-                              f"{', or fp32' * (s.precision != 'fp32')}")
-    means = dict(zip(state.terms, recent.mean(0).tolist()))
-    if writes:
-        row = {"step": state.step, "seconds": round(state.seconds, 1), **means}
-        write_rows(run_dir / "log.csv", read_rows(run_dir / "log.csv") + [row])
-    return means
-
-
-def check_weights(state):
-    """A step on finite losses can still end in other weights; those are never saved or scored."""
-    for network in (state.G, state.D):
-        if not all(parameter.isfinite().all() for parameter in network.parameters()):
-            raise TrainingStopped(f"the weights of {type(network).__name__} are not finite after "
-                                  f"step {state.step}; the last checkpoint is from before")
+# ---- The moving average of G ---------------------------------------------------------------------
+#
+# G and D answer each other's last step, so their weights circle. The average of G's weights over
+# the last steps often paints better than any one step does (Yaz et al., 2018). All images that the
+# paper reports come from it (Sec. 3).
 
 
 @torch.no_grad()
-def save_pictures(state, val_set, path, device, rows=6, noises=4):
-    """A grid: each row a validation label map, its photograph, and what the average draws of it."""
-    noises = noises if state.ema.noise_dim else 1       # without noise there is one picture
-    vectors = oasis.noise_from_seeds(range(noises), state.ema.noise_dim).to(device)
-    rows, grid = min(rows, len(val_set)), []
-    for i in range(rows):       # spread over the set: neighbours are often frames of one video
-        image, labels = val_set[i * len(val_set) // rows]
-        drawn = state.ema(labels.to(device).expand(noises, -1, -1), vectors)
-        grid.append([data.colourise(labels.numpy(), val_set.palette), *data.to_uint8(image[None]),
-                     *data.to_uint8(drawn)])
-    path.parent.mkdir(exist_ok=True)
-    titles = ["label map", "real"] + [f"noise {k}" for k in range(noises)]
-    data.picture_grid(grid, column_captions=titles).save(path)
+def update_ema(ema, G, decay):
+    """ema ← decay · ema + (1 − decay) · G, for the weights; the rest is refresh_ema's."""
+    for average, current in zip(ema.parameters(), G.parameters()):
+        average.lerp_(current, 1 - decay)
+
+
+@torch.no_grad()
+def refresh_ema(ema, G, label_maps, seed):
+    """Measure the average's own batch-norm statistics, and leave it in eval mode.
+
+    Statistics collected by G belong to G's features. With the average's weights they would shift
+    the colours. So the average paints some training label maps, and the mean of the statistics it
+    sees is kept. The result depends on the weights, the label maps and the seed alone: refreshing
+    more often changes nothing. label_maps: this process's share of some batches, (B, H, W) each.
+    """
+    rank, processes = rank_and_size()
+    device = next(G.parameters()).device
+    for buffer, current in zip(ema.buffers(), G.buffers()):
+        buffer.copy_(current)                       # spectral norm's vectors, to start from
+    for layer in ema.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()
+            layer.momentum = None                   # the plain mean over all batches
+    ema.train()
+    for i, labels in enumerate(label_maps):
+        noise = torch.randn(len(labels) * processes, ema.noise_dim,
+                            generator=random_stream(seed, "average", i))[rank::processes]
+        ema(labels.to(device, torch.int64), noise.to(device))
+    ema.eval()
+
+
+# ---- Several processes ---------------------------------------------------------------------------
+
+
+def start_processes(settings):
+    """Join the other processes of torchrun; returns the device of this one. UserError.
+
+    GPUs talk by NCCL, CPUs by gloo. Without torchrun there is nobody to join.
+    """
+    local_rank, on_gpu = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.is_available()
+    local_size, size = (int(os.environ.get(k, 1)) for k in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    if on_gpu and local_size > torch.cuda.device_count():
+        raise UserError(f"{local_size} processes need a GPU each, this machine has "
+                        f"{torch.cuda.device_count()}")
+    if settings.batch_size % size:
+        raise UserError(f"--batch-size {settings.batch_size}: must be a multiple of the number of "
+                        f"processes, {size}, so that their shares are equal")
+    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True       # all steps have one shape: try what is fastest
+        if settings.precision == "bf16" and not torch.cuda.is_bf16_supported(
+                including_emulation=False):
+            raise UserError("--precision bf16: this GPU cannot compute in bfloat16; use fp32")
+    if size > 1:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    return device
+
+
+def exchange(counts, stop):
+    """Sum over the processes: the pixels of each class (N,), and does any process want to stop?"""
+    message = torch.cat([counts, torch.tensor([int(stop)])])
+    if dist.is_initialized():
+        dist.all_reduce(message)                    # between the CPUs, while the GPUs work
+    return message[:-1], bool(message[-1])
+
+
+def check_weights(state):
+    """Before a checkpoint: all weights are finite, and the same in every process. UserError."""
+    for name, network in (("generator", state.G), ("discriminator", state.D)):
+        checksum = sum(p.detach().double().abs().sum() for p in network.parameters()).cpu()
+        sums = [torch.zeros_like(checksum) for _ in range(rank_and_size()[1])]
+        if dist.is_initialized():
+            dist.all_gather(sums, checksum)
+        else:
+            sums = [checksum]
+        if not checksum.isfinite():
+            raise UserError(f"the weights of the {name} are not finite after step {state.step}; "
+                            f"the last checkpoint is from before; try lower learning rates")
+        if any(other != checksum for other in sums):
+            raise UserError(f"the processes' {name}s differ after step {state.step}")
+
+
+def note_signals():
+    """Ctrl-C and SIGTERM only fill the list that this returns: the step is finished first."""
+    signals = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: signals.append(number))
+    return signals
+
+
+# ---- What a run draws and writes -----------------------------------------------------------------
+
+
+def random_stream(seed, purpose, step):
+    """A CPU generator that is a function of its arguments: randomness without a history."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{step}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def draw(settings, step, images, labels, dataset, device, stop):
+    """What training_step needs, on the device; and: does any process want to stop?
+
+    Noise and coins are drawn for the whole batch, and each process takes those of its own images,
+    [rank::processes]. Class weights are counted over all processes.
+    """
+    rank, processes = rank_and_size()
+    own, size, N = slice(rank, None, processes), settings.batch_size, dataset.num_classes
+    noise = torch.randn(size, settings.noise_dim,
+                        generator=random_stream(settings.seed, "noise", step))[own]
+    coins = torch.randint(0, 2, (size, N), generator=random_stream(settings.seed, "coins", step))
+    counts, stop = exchange(losses.count_classes(labels, N), stop)
+    weights = losses.class_weights(labels, N, dataset.ignore_label, counts)
+    if settings.no_class_balance:
+        weights = (weights > 0).to(weights)         # "unknown" keeps its 0
+    images = images.to(device, noise.dtype, non_blocking=True, memory_format=torch.channels_last)
+    labels = labels.to(device, non_blocking=True)
+    mask = losses.labelmix_mask(labels, N, coins=coins[own])
+    return (images, labels, noise.to(device), mask, weights.to(device)), stop
+
+
+def training_batches(settings, train_set, start_step=0):
+    """This process's share of every batch from start_step on, without an end."""
+    sampler = data.BatchSampler(len(train_set), settings.batch_size, settings.seed,
+                                *rank_and_size(), start_step)
+    return iter(data.make_loader(train_set, sampler, settings.workers))
+
+
+def first_label_maps(settings, train_set, count=10):
+    """This process's share of the first label maps, for refresh_ema: `count` of (B, H, W) uint8."""
+    batches = training_batches(settings, train_set)
+    return [next(batches)[1].to(torch.uint8) for _ in range(count)]
+
+
+def open_data(settings):
+    """Training and validation set; both are read through before an error could cost hours."""
+    sets = [data.open_dataset(settings.preset, split, (settings.height, settings.width),
+                              settings.data_root or None, seed=settings.data_seed,
+                              subset=settings.subset or None) for split in ("train", "val")]
+    problems = [sentence for dataset in sets for sentence in data.check_dataset(dataset, most=500)]
+    if problems:
+        raise UserError(f"{problems[0]} ({len(problems)} problems; python data.py lists them all)")
+    return sets
+
+
+def read_rows(path, last_step=float("inf")):
+    """The rows of a csv file up to a step, as {column: text}; [] where there is no file."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return [row for row in csv.DictReader(file) if int(row["step"]) <= last_step]
+
+
+def write_rows(path, rows):
+    """The reverse. Rows may have different columns, as --metrics may change on resume."""
+    with data.write_whole(path) as partial, open(partial, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(k for row in rows for k in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def is_better(scores, best):
+    """Are these scores better? Lower FID, as for the paper's results; without FID higher mIoU."""
+    if "fid" in scores:
+        return scores["fid"] < best.get("fid", float("inf"))
+    return scores.get("miou", 0) > best.get("miou", -1)
+
+
+def save_checkpoints(settings, state, dataset, names):
+    """The same checkpoint under each of the names, in the run folder."""
+    for name in names:
+        with data.write_whole(Path(settings.run_dir) / name) as partial:
+            torch.save(state.checkpoint(settings, dataset), partial)
 
 
 def save_curves(run_dir):
-    """curves.png: the losses, and each score beside its value for real images, over steps."""
+    """curves.png: the losses, and each score beside its value for real images, over the steps."""
     log, scores = read_rows(run_dir / "log.csv"), read_rows(run_dir / "scores.csv")
-    names = list(dict.fromkeys(n for row in scores for n in row
-                               if n != "step" and not n.endswith("_real")))
-    columns = 1 + len(names)
-    figure, axes = plt.subplots(1, columns, figsize=(5 * columns, 3.5), squeeze=False)
-    for term in dict.fromkeys(n for row in log for n in row if n.startswith("loss_")):
-        points = [(r["step"], r[term]) for r in log if term in r]
-        axes[0, 0].plot(*zip(*points), label=term)
-    if log:
-        axes[0, 0].legend()
-    for axis, name in zip(axes[0, 1:], names):
-        for column, style in ((name, "o-"), (f"{name}_real", "--")):
-            points = [(r["step"], r[column]) for r in scores if column in r]
-            if points:
-                axis.plot(*zip(*points), style, label=column)
-        axis.set_yscale("log" if name in metrics.DISTANCES else "linear")
-        axis.legend()
-    for axis in axes[0]:
+    names = [k for k in (scores[0] if scores else {}) if k != "step" and not k.endswith("_real")]
+    figure, axes = plt.subplots(1, 1 + len(names), figsize=(5 + 4 * len(names), 3.5), squeeze=False)
+    plots = [(axes[0, 0], log, [k for k in (log[0] if log else {}) if k.startswith("loss_")])]
+    plots += [(axis, scores, [k for k in (name, f"{name}_real") if k in scores[0]])
+              for axis, name in zip(axes[0, 1:], names)]
+    for axis, rows, columns in plots:
+        for column in columns:
+            points = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
+            axis.plot(*zip(*points), "--" if column.endswith("_real") else "-", label=column)
         axis.set_xlabel("step")
+        axis.legend()
     figure.tight_layout()
-    figure.savefig(run_dir / "curves.png", dpi=80)
+    with data.write_whole(run_dir / "curves.png") as partial:
+        figure.savefig(partial, dpi=80, format="png")
     plt.close(figure)
-    gc.collect()        # a figure refers to itself; uncollected, they pile up to 100 MB in a run
 
 
-# ---- The loop ----------------------------------------------------------------------------------
+@torch.no_grad()
+def save_pictures(ema, val_set, path, device, rows=6, noises=4):
+    """A grid: in each row a validation label map, its photograph, what the average paints of it."""
+    noise = oasis.noise_from_seeds(range(noises), ema.noise_dim).to(device)
+    grid = []
+    for i in range(min(rows, len(val_set))):
+        image, labels = val_set[i]
+        painted = ema(labels.to(device).expand(noises, -1, -1), noise)
+        grid.append([data.colourise(labels, val_set.palette), *data.to_uint8(image[None]),
+                     *data.to_uint8(painted)])
+    captions = ["label map", "real", *(f"noise {k}" for k in range(noises))]
+    with data.write_whole(path) as partial:
+        data.picture_grid(grid, captions, scale=max(1, 192 // val_set.size[0])).save(partial, "png")
 
 
-def open_data(s):
-    """Training and validation set, checked; refuses what would end in an error an hour later."""
-    size, root = (s.height, s.width), s.data_root or None
-    train_set = data.open_dataset(s.preset, "train", size, root, seed=s.data_seed,
-                                  subset=s.subset or None)
-    val_set = data.open_dataset(s.preset, "val", size, root, seed=s.data_seed)
-    if s.batch_size > len(train_set):
-        raise SettingsError(f"--batch-size {s.batch_size}: the training set has only "
-                            f"{len(train_set)} images; the batch may not be larger")
-    problems = data.check_dataset(train_set, most=500) + data.check_dataset(val_set, most=500)
-    if problems:
-        more = f" (and {len(problems) - 1} more problems; python data.py lists all of them)"
-        raise data.DataError(problems[0] + more * (len(problems) > 1))
-    return train_set, val_set
+# ---- One step ------------------------------------------------------------------------------------
 
 
-def training_batches(s, train_set, rank, world_size, start_step):
-    """This process's share of every global batch from start_step on, without an end."""
-    sampler = data.BatchSampler(len(train_set), s.batch_size, s.seed, rank, world_size, start_step)
-    return iter(data.make_loader(train_set, sampler, s.workers))
+def training_step(G, D, optimizer_G, optimizer_D, batch, settings):
+    """One update of D and one of G, on the same batch and the same generated images.
 
-
-def first_label_maps(s, train_set, count=10):
-    """The label maps of the first batches, whole on every process: see refresh_ema.
-
-    At most 16 at a time: whoever shares a batch among many small GPUs has room for no more.
+    batch: images x (B, 3, H, W), label maps t (B, H, W), noise z (B, 64), LabelMix mask M
+    (B, 1, H, W), class weights α (N,). Returns the loss terms, {name: scalar}.
     """
-    batches = training_batches(s, train_set, 0, 1, 0)
-    parts = -(-s.batch_size // 16)
-    return [part for _ in range(count) for part in next(batches)[1].to(torch.uint8).chunk(parts)]
+    real, labels, noise, mask, weights = batch
+    autocast = torch.autocast(real.device.type, torch.bfloat16, settings.precision == "bf16")
+
+    # ---- D minimises Eq. 1 + λ · L_cons. x̂ is detached: this loss does not teach G.
+    with autocast:
+        fake = G(labels, noise)                                         # x̂ = G(z, t)
+        images = [real, fake.detach()]
+        if settings.lambda_labelmix > 0:
+            images.append(losses.labelmix(*images, mask))
+        logits = D(torch.cat(images))                                   # (3B, N+1, H, W)
+        loss_real, loss_fake, loss_labelmix = losses.discriminator_losses(
+            logits, labels, weights, mask)
+    optimizer_D.zero_grad()
+    (loss_real + loss_fake + settings.lambda_labelmix * loss_labelmix).backward()
+    average_gradients(D)
+    optimizer_D.step()
+
+    # ---- G minimises Eq. 2: the D that has just learned shall read t from the same x̂.
+    D.requires_grad_(False)                         # spares the gradients of D, which nobody needs
+    with autocast:
+        loss_G = losses.real_loss(D(fake), labels, weights)
+    optimizer_G.zero_grad()
+    loss_G.backward()
+    average_gradients(G)
+    optimizer_G.step()
+    D.requires_grad_(True)
+
+    terms = dict(loss_G=loss_G, loss_D_real=loss_real, loss_D_fake=loss_fake,
+                 loss_labelmix=loss_labelmix)
+    return {name: term.detach() for name, term in terms.items()}
 
 
-def spread(state, world_size, device):
-    """(G, D) that share each batch among the processes and average their gradients."""
-    if world_size == 1:
-        return state.G, state.D
-    if device.type == "cuda":
-        state.G = nn.SyncBatchNorm.convert_sync_batchnorm(state.G)
-    # Buffers need no broadcast: spectral norm's vectors follow from the weights, which are equal
-    # everywhere, and the batch-norm statistics that count are the average's (refresh_ema).
-    return [nn.parallel.DistributedDataParallel(
-        network, [device] if device.type == "cuda" else None, broadcast_buffers=False)
-        for network in (state.G, state.D)]
+# ---- The loop ------------------------------------------------------------------------------------
 
 
-def draw(s, step, labels, train_set, rank, world_size):
-    """What the losses need besides the batch: noise z (B, 64), LabelMix mask M, class weights α.
+def train(settings, networks=make_networks, step=training_step):
+    """A whole run, from its start or from its checkpoint. Returns the last scores, None if stopped.
 
-    All three are those of the whole batch, however many processes share it. Noise and coins are
-    drawn for all images, and each process takes those of its own [rank::world_size]; the pixels
-    of each class are added up over the processes, N integers a step. Every loss is a mean over
-    images, and the shares are equal, so the mean of the processes' gradients, which is what
-    DistributedDataParallel takes, is the gradient of the whole batch. One thing is left that sees
-    a share only: batch norm, on CPUs; on GPUs it is synchronised (spread).
+    networks(settings, num_classes) -> (G, D), and step, called like training_step: a variant of
+    the method hands in its own.
     """
-    classes, own = train_set.num_classes, slice(rank, None, world_size)
-    counts = losses.count_classes(labels, classes)
-    summing = dist.all_reduce(counts, async_op=True) if dist.is_initialized() else None
-    z = torch.randn(s.batch_size, s.noise_dim, generator=random_stream(s.seed, "noise", step))
-    coins = losses.throw_coins(s.batch_size, classes, random_stream(s.seed, "coins", step))
-    if summing:
-        summing.wait()      # on a GPU it is the GPU's queue that waits, not this program
-    return (z[own].to(labels.device, non_blocking=True),
-            losses.labelmix_mask(labels, classes, coins=coins[own]),
-            losses.class_weights(labels, classes, train_set.ignore_label, counts))
-
-
-def take_up(s, state, checkpoint, train_set, total_steps, world_size):
-    """Load the checkpoint, if this run can go on with it; say so if it was split otherwise."""
-    if list(train_set.class_names) != checkpoint["dataset"]["class_names"]:
-        raise SettingsError(f"{s.run_dir} was trained on other classes than {s.data_root} has "
-                            f"now; start another --run-dir")
-    state.load(checkpoint)
-    if state.step >= total_steps:
-        raise SettingsError(f"{s.run_dir} is complete, {state.step} steps of {total_steps}; more "
-                            f"are trained by --resume --steps N")
-    before = checkpoint.get("processes", world_size)
-    if before != world_size and is_first():
-        on_cpu = "; batch norm sees only those, on CPUs" * (state.recent.device.type == "cpu")
-        print(f"{s.run_dir} was trained by {before} process{'es' * (before > 1)} so far, now by "
-              f"{world_size}: a step's {s.batch_size} images, noise and losses stay the same, each "
-              f"process takes {s.batch_size // world_size} images instead of "
-              f"{s.batch_size // before}{on_cpu}")
-
-
-def train(s, checkpoint=None):
-    """The whole run. `checkpoint`: the dictionary to go on from. Returns (final scores, Scorer)."""
-    rank, world_size, device = start_processes()
-    check_settings(s, world_size)
+    s, run_dir = settings, Path(settings.run_dir)
+    device = start_processes(s)
+    rank, processes = rank_and_size()
     train_set, val_set = open_data(s)
-    perceptual = models.perceptual_loss(s, device)
-    state = State(s, train_set.num_classes, device)
-    total_steps = s.steps or s.epochs * (len(train_set) // s.batch_size)
-    resumed = checkpoint is not None
-    if resumed:
-        take_up(s, state, checkpoint, train_set, total_steps, world_size)
-        checkpoint.clear()      # a gigabyte and a half of the full-size model's, in every process
-    if s.compile:       # in place: names of weights, and so checkpoints, stay as they are
-        state.G.compile(dynamic=False)      # D sees two batch sizes: one graph for each
-        state.D.compile(dynamic=False)
-    G, D = spread(state, world_size, device)
-    run_dir = Path(s.run_dir)
-    if rank == 0:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        for name in ("log.csv", "scores.csv"):
-            # A killed run may have logged beyond its checkpoint; those steps will come again.
-            if (run_dir / name).exists():
-                write_rows(run_dir / name, [row for row in read_rows(run_dir / name)
-                                            if row["step"] <= state.step])
-    scorer = metrics.Scorer(val_set, train_set, device, metric_names(s), s.score_images or None,
-                            s.segmenter or None, run_dir, workers=s.workers,
+    state = State(s, networks, train_set.num_classes, device)
+    start_or_resume(s, state, train_set)
+    G, D, ema = state.G, state.D, state.ema
+    if s.compile:
+        compile_in_place(G, D)
+    names = [] if s.metrics == "none" else s.metrics.split(",")
+    scorer = metrics.Scorer(val_set, train_set, device, names, run_dir=run_dir, workers=s.workers,
                             segmenter_steps=s.segmenter_steps or None)
-    label_batches = first_label_maps(s, train_set)
-    batches = training_batches(s, train_set, rank, world_size, state.step)
-    precision = torch.autocast(device.type, torch.bfloat16, enabled=s.precision == "bf16")
+    label_maps = first_label_maps(s, train_set)
+    batches = training_batches(s, train_set, state.step)
+    log, scored = (read_rows(run_dir / name, state.step) for name in ("log.csv", "scores.csv"))
+    total_steps = s.steps or s.epochs * (len(train_set) // s.batch_size)
+    signals, stop, scores = note_signals(), False, {}
+    began = time.monotonic() - state.seconds
     bar = tqdm(initial=state.step, total=total_steps, unit="step", disable=rank > 0, smoothing=0.05)
-    began, scores = time.monotonic() - state.seconds, {}
-    if not resumed:             # step 0: the untrained networks, and proof that all of it works
-        report(s, state, scorer, val_set, label_batches, scores, bar)
 
-    with noted_signals() as signals, bar:
-        for step in range(state.step + 1, total_steps + 1):
-            real, labels = (t.to(device, non_blocking=True) for t in next(batches))
-            real = real.contiguous(memory_format=torch.channels_last)
-            noise, mask, weights = draw(s, step, labels, train_set, rank, world_size)
-            terms = update(s, state, G, D, real, labels, noise, mask, weights, perceptual,
-                           precision)
-            update_ema(state.ema, state.G, s.ema_decay)
+    while state.step < total_steps and not stop:
+        state.step += 1
 
-            state.recent[(step - 1) % s.log_every] = torch.stack([terms[n] for n in state.terms])
-            state.step = step
-            state.seconds = time.monotonic() - began
-            stop = in_any_process(bool(signals))         # asked once: all act on one answer
-            report(s, state, scorer, val_set, label_batches, scores, bar, stop,
-                   last=step == total_steps)
-            bar.update()
-            if stop:
-                # Rank 0 has saved when it comes here. Whoever left earlier would end the job:
-                # torchrun ends all processes as soon as one has gone.
-                in_any_process(stop)
-                raise TrainingStopped(f"stopped after step {step} as asked, all is saved; go on "
-                                      f"by: {resume_command(s.run_dir)}")
-    return scores, scorer
+        def due(every):
+            return state.step % every == 0 or state.step == total_steps
 
+        # ---- Draw images, noise, coins, class weights.
+        batch, stop = draw(s, state.step, *next(batches), train_set, device, bool(signals))
+        set_learning_rates(state, s, total_steps)
 
-def report(s, state, scorer, val_set, label_batches, scores, bar, stop=False, last=False):
-    """Whatever is due at this step: log row, pictures, scores, checkpoint. Rank 0 writes."""
-    run_dir, device = Path(s.run_dir), state.recent.device
-    writes = not dist.is_initialized() or dist.get_rank() == 0
+        # ---- Update D and G, then the average of G.
+        terms = step(G, D, state.optimizer_G, state.optimizer_D, batch, s)
+        update_ema(ema, G, s.ema_decay)
+        state.seconds = time.monotonic() - began
 
-    def due(every):
-        return last or state.step % every == 0
+        # ---- Log the losses of this step.
+        if due(s.log_every):
+            values = torch.stack(list(terms.values()))
+            if processes > 1:
+                dist.all_reduce(values)
+            values = (values / processes).tolist()
+            log.append({"step": state.step, "seconds": round(state.seconds, 1),
+                        **dict(zip(terms, values))})
+            bar.set_postfix({k[5:]: f"{v:.2f}" for k, v in zip(terms, values)})
 
-    save = stop or due(s.checkpoint_every)
-    if state.step > 0 and (save or due(s.log_every)):
-        means = log_losses(s, state, run_dir, writes)
-        bar.set_postfix({k.removeprefix("loss_"): f"{v:.2f}" for k, v in means.items()})
-    if save or due(s.picture_every) or due(s.score_every):
-        check_weights(state)
-        refresh_ema(state.ema, state.G, label_batches, s.seed)
-    if writes and due(s.picture_every):
-        save_pictures(state, val_set, run_dir / "samples" / f"step_{state.step:06d}.png", device)
-    if scorer.metrics and due(s.score_every):
-        scores.clear()
-        scores.update(scorer(state.ema, state.D))
-        # The best checkpoint is the one of lowest FID, as for the authors' reported results; where
-        # FID is not measured, that of highest mIoU; else the first of the scores decides.
-        judge = next((name for name in ("fid", "miou") if name in scores), next(iter(scores)))
-        sign = 1 if "↑" in metrics.METRICS[judge] else -1
-        better = (state.best.get("judge") != judge
-                  or sign * scores[judge] > sign * state.best[judge])
-        if better:
-            state.best = {"judge": judge, "step": state.step, **scores}
-        if writes:
-            write_rows(run_dir / "scores.csv", read_rows(run_dir / "scores.csv")
-                       + [{"step": state.step, **scores}])
+        # ---- Pictures, scores and checkpoints are of the average, with statistics of its own.
+        save, score = stop or due(s.checkpoint_every), bool(names) and due(s.score_every)
+        if save or score or due(s.picture_every):
+            check_weights(state)
+            refresh_ema(ema, G, label_maps, s.seed)
+        if rank == 0 and due(s.picture_every):
+            save_pictures(ema, val_set, run_dir / f"samples/step_{state.step:06d}.png", device)
+        if score:
+            scores = scorer(ema, D)
+            scored.append({"step": state.step, **scores})
             bar.write(f"step {state.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
-            if better:
-                save_checkpoint(state.checkpoint(s, val_set), run_dir / "best.pt")
-    if writes and (due(s.picture_every) or due(s.score_every)):
-        save_curves(run_dir)
-    if save and writes:
-        save_checkpoint(state.checkpoint(s, val_set), run_dir / "latest.pt")
+        better = score and is_better(scores, state.best)
+        if better:
+            state.best = {"step": state.step, **scores}
+        if rank == 0 and (save or better):
+            save_checkpoints(s, state, val_set, ["best.pt"] * better + ["latest.pt"] * save)
+            write_rows(run_dir / "log.csv", log)
+            write_rows(run_dir / "scores.csv", scored)
+            save_curves(run_dir)
+        bar.update()
+    bar.close()
+    if processes > 1:
+        dist.barrier()                              # nobody leaves before rank 0 has saved
+    if rank == 0 and scores and not stop:
+        metrics.show(scorer, scores)
+    return None if stop else scores
 
 
 def main(argv=None):
-    """Command line. Exit code 0: done; 2: a mistake in the request; 1: the run had to stop."""
-    s, given = parse_arguments(argv)
-    oasis.keep_freed_memory()
-    checkpoint = None
-    try:
-        if Path(s.run_dir).exists() and not Path(s.run_dir).is_dir():
-            raise SettingsError(f"--run-dir {s.run_dir}: is a file; name a folder")
-        if s.resume:
-            s, checkpoint = settings_of_resumed_run(s, given)
-        elif (Path(s.run_dir) / "latest.pt").exists():
-            raise SettingsError(f"{s.run_dir} already holds a run; go on with it by --resume, or "
-                                f"choose another folder with --run-dir")
-        s.data_root = str(Path(s.data_root).resolve()) if s.data_root else ""
-        scores, scorer = train(s, checkpoint)
-        if is_first():
-            print("\nScores of the averaged generator after the last step:" if scores else "")
-            metrics.show(scorer, scores, per_class=False)
-            kept = "latest.pt and best.pt" if scores else "latest.pt"
-            print(f"\nDone: pictures, {kept} are in {s.run_dir}. Next: python sample.py "
-                  f"--checkpoint {s.run_dir}/latest.pt")
-        # Only here: processes leave together. One that failed just ends, so that nobody waits.
-        if dist.is_initialized():
-            dist.destroy_process_group()
-    except (SettingsError, data.DataError, oasis.CheckpointError, metrics.MetricsError) as e:
-        end(f"error: {e}", 2)
-    except TrainingStopped as e:
-        if is_first():
-            end(e, 1)
-        sys.exit(1)
-    except OSError as e:                            # a row or picture met a full disk
-        end(e, 1)
-    except torch.OutOfMemoryError:
-        end(f"the GPU's memory does not hold --batch-size {s.batch_size} at {s.height}×{s.width}; "
-            f"choose a smaller batch, size or --channels, or --precision bf16", 1)
-    except RuntimeError as e:
-        cause = outside_cause(e)
-        if cause is None:
-            raise
-        end(f"{cause}; the last checkpoint, if there is one, is whole; go on by: "
-            f"{resume_command(s.run_dir)}", 1)
-    except KeyboardInterrupt:
-        end("interrupted at once; the last checkpoint, if there is one, is whole", 1)
+    """The command line. Exit code 0: done; 1: stopped by a signal; 2: a mistake of the user."""
+    with oasis.exit_in_words("train.py"):
+        settings = parse_arguments(argv)
+        scores = train(settings)
+    finish(settings, scores)
+
+
+def finish(settings, scores):
+    """Say where the results are and what comes next; exit code 1 after a run that was stopped."""
+    if rank_and_size()[0] == 0:
+        what = (f"Stopped; all is saved. Go on with: --run-dir {settings.run_dir} --resume"
+                if scores is None else f"Done: {settings.run_dir}. Next: python sample.py")
+        print(what)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    sys.exit(int(scores is None))
 
 
 if __name__ == "__main__":
