@@ -24,6 +24,7 @@ import contextlib
 import importlib
 import os
 import pickle
+import re
 import sys
 import time
 from pathlib import Path
@@ -42,19 +43,18 @@ INIT_GAIN = 0.02  # gain of the Xavier-normal initial weights
 #
 # One 64-dimensional Gaussian vector per image, repeated at every pixel and concatenated with the
 # label map. G sees this tensor at its input and in every SPADE layer. In training all pixels of an
-# image share one vector. At test time they need not: G is made of convolutions, so a second vector
-# may stand inside any region, and only that region is painted anew (Figure 1).
+# image share one vector. At test time a second vector may stand inside any region: G is made of
+# convolutions, so what is painted anew is that region and what lies near it (Figure 1).
 
 
 def noise_from_seeds(seeds, noise_dim=64):
     """One Gaussian noise vector per seed: (len(seeds), noise_dim) float32, on the CPU.
 
-    Each image has its own seed and the numbers are drawn on the CPU. So a sample depends neither
-    on the batch it is drawn in nor on the device.
+    A seed per image, drawn on the CPU: a sample depends neither on its batch nor on the device.
     """
-    return torch.stack([
-        torch.randn(noise_dim, generator=torch.Generator().manual_seed(int(seed)),
-                    dtype=torch.float32) for seed in seeds])
+    generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+    return torch.stack([torch.randn(noise_dim, generator=g, dtype=torch.float32)
+                        for g in generators])
 
 
 def local_noise(outside, inside, region):
@@ -70,12 +70,12 @@ def local_noise(outside, inside, region):
 
 # ---- Several processes ---------------------------------------------------------------------------
 #
-# torchrun starts one process per GPU. Each takes an equal share of every batch. Three things make
-# them compute the update that one process would compute from the whole batch:
-#   1. batch norm uses the mean and variance of the whole batch (BatchNorm, below);
-#   2. gradients are averaged after backward() (average_gradients). Every loss is a mean over
+# torchrun starts one process per GPU, and each takes an equal share of every batch. Together they
+# compute the update that one process would compute from the whole batch, because
+#   1. batch norm takes the mean and variance of the whole batch (BatchNorm);
+#   2. gradients are averaged after backward() (average_gradients): every loss is a mean over
 #      images, so the mean of the shares' gradients is the gradient of the whole batch;
-#   3. noise, LabelMix coins and class weights are those of the whole batch (train.py).
+#   3. noise, LabelMix coins and class weights are those of the whole batch (train.draw).
 
 
 def rank_and_size():
@@ -85,10 +85,7 @@ def rank_and_size():
 
 @torch.no_grad()
 def average_gradients(network):
-    """Replace every gradient by its mean over all processes. Call it after backward().
-
-    All gradients travel in one flat tensor: one large message costs less than many small ones.
-    """
+    """Replace every gradient by its mean over all processes: one flat message, after backward()."""
     _, processes = rank_and_size()
     if processes == 1:
         return
@@ -173,10 +170,9 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class Convolution(nn.Conv2d):
-    """nn.Conv2d that reads its weight in the weight's own precision.
+    """nn.Conv2d that keeps spectral normalisation in float32 where autocast runs in bfloat16.
 
-    The weight of a spectrally normalised layer is computed when it is read. Autocast would run
-    that computation in bfloat16; the convolution itself may run in whatever autocast says.
+    The weight of a spectrally normalised layer is computed whenever it is read.
     """
 
     def forward(self, x):
@@ -186,10 +182,10 @@ class Convolution(nn.Conv2d):
 
 
 def convolution(in_channels, out_channels, kernel, spectral, bias=True, stride=1, padding="zeros"):
-    """A convolution of odd kernel that keeps the size, with OASIS's initial weights.
+    """A convolution that keeps the size (for an odd kernel), with OASIS's initial weights.
 
-    spectral: divide the weight by its largest singular value (spectral normalisation, Miyato et
-    al., 2018). This bounds how fast the output changes with the input and keeps GANs stable.
+    spectral: divide the weight by its largest singular value (Miyato et al., 2018). It bounds how
+    fast the output can change with the input, which keeps GANs stable.
     """
     layer = Convolution(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=bias,
                         padding_mode=padding if kernel > 1 else "zeros")
@@ -211,10 +207,10 @@ def upsample(x, size):
 def scale_weights(network, factor):
     """Multiply every weight, but no bias: another gain for the initial weights.
 
-    A spectrally normalised layer computes the same function as before, but learns at another
-    speed, since Adam's steps are as large as before and the weight is not. The other layers, those
-    of SPADE and the first and last of G, change their output too. Short trainings need a gain
-    near 1; the paper's 0.02 leaves Adam hundreds of steps of growing the weights first.
+    A spectrally normalised layer computes the same as before but learns more slowly: Adam's steps
+    keep their size, the weight is larger. The layers without spectral normalisation, SPADE's and
+    the first and last, change their output, too. From a gain of 0.02 Adam needs hundreds of steps
+    to grow the weights, which a short training does not have.
     """
     for parameter in network.parameters():
         if parameter.ndim > 1:
@@ -224,17 +220,16 @@ def scale_weights(network, factor):
 class SPADE(nn.Module):
     """Spatially-adaptive normalisation (Park et al., 2019): batch norm, then x · (1 + γ) + β.
 
-    γ and β have a value for every pixel and channel, and are computed from the label map. After
-    each normalisation, which takes the mean away, the label map is told again. OASIS's change is
-    the input: the label map *and* the 3D noise.
+    γ and β have a value for every pixel and channel, computed from the label map. So the label map
+    is told anew after each normalisation, which removes the mean. OASIS adds the noise to it.
     """
 
     def __init__(self, features, condition_channels, hidden, padding):
         super().__init__()
         self.norm = BatchNorm(features, affine=False)
         self.shared = convolution(condition_channels, hidden, 3, spectral=False, padding=padding)
-        # γ and β are two convolutions of the same tensor. One layer with twice the outputs is the
-        # same function, and faster. Each half gets the initial weights of a layer of its own.
+        # γ and β are two convolutions of one tensor. A single layer with twice the outputs is
+        # faster; each half gets the initial weights of a layer of its own.
         self.gamma_beta = convolution(hidden, 2 * features, 3, spectral=False, padding=padding)
         for half in self.gamma_beta.weight.data.chunk(2):
             nn.init.xavier_normal_(half, INIT_GAIN)
@@ -278,8 +273,7 @@ class GeneratorBlock(nn.Module):
 class Generator(nn.Module):
     """G(z, t): paints an image from a label map and noise.
 
-    It is SPADE's generator without its first block ("decreasing the parameter count by 24M"), and
-    with noise where SPADE has none.
+    SPADE's generator without its first block ("decreasing the parameter count by 24M"), plus noise.
 
     Args:
         num_classes: N, the number of labels in the input, "unknown" included.
@@ -288,8 +282,8 @@ class Generator(nn.Module):
         num_blocks: residual blocks. Between two of them the image doubles in size, so the first
             block works at 1/2^(num_blocks−1) of the size, the paper's 1/32.
         spade_hidden: width of the hidden layer inside each SPADE.
-        padding: "zeros" (the paper) or "replicate". Zeros tell G where the image's borders are,
-            and G paints frames with it; replicating the border pixels tells nothing. Our addition.
+        padding: "zeros" (the paper), or "replicate", which is ours. Zeros tell G where the borders
+            of the image are, and it weaves frames and grids from that. Repeated pixels do not.
     """
 
     def __init__(self, num_classes, noise_dim=64, channels=64, num_blocks=6, spade_hidden=128,
@@ -321,10 +315,7 @@ class Generator(nn.Module):
         return torch.tanh(self.last(F.leaky_relu(x, LEAK, inplace=True)))         # (B, 3, H, W)
 
     def condition(self, labels, noise):
-        """What tells every layer what to paint: the noise and the one-hot label map, concatenated.
-
-        (B, C+N, H, W), in the precision of the convolutions that read it.
-        """
+        """The 3D tensor that every layer reads: noise and one-hot label map, (B, C+N, H, W)."""
         self.check(labels)
         one_hot = labels[..., None] == torch.arange(self.num_classes, device=labels.device)
         one_hot = one_hot.permute(0, 3, 1, 2)                                     # (B, N, H, W)
@@ -334,9 +325,9 @@ class Generator(nn.Module):
         return torch.cat([noise.to(dtype), one_hot.to(dtype)], 1)
 
     def check(self, labels):
-        """Refuse sizes that do not divide and ids that do not exist; both would paint nonsense.
+        """Refuse sizes that do not divide and ids that do not exist.
 
-        In training data.py has checked the ids, and on a GPU looking at them would wait for it.
+        Not the ids of a training batch, which data.py has checked: on a GPU a look costs a wait.
         """
         height, width = labels.shape[1:]
         m = self.size_multiple
@@ -363,9 +354,9 @@ def dtype_of_convolutions(weight):
 
 # ---- Discriminator D (Sec. 2, "Segmentation-based discriminator"; Figure 2, right) ---------------
 #
-# A U-Net: an encoder that halves the image at each block, a decoder that doubles it again, and skip
-# connections that carry the encoder's fine detail across. D is not given the label map. It has to
-# find the classes in the image itself, and so must learn what each of them looks like.
+# A U-Net: an encoder halves the image at each block, a decoder doubles it again, and skip connections
+# carry fine detail across. D is not given the label map. It has to find the classes in the image,
+# and so must learn what each of them looks like.
 
 
 class DownBlock(nn.Module):
@@ -439,10 +430,11 @@ class Discriminator(nn.Module):
         for block in self.encoder:
             x = block(x)                                              # … (B, 512, H/64, W/64)
             features.append(x)
-        skips = features[-2::-1]                # all but the deepest, which is x itself
-        for i, (block, skip) in enumerate(zip(self.decoder, skips)):
-            x = block(x if i == 0 else torch.cat([skip_before, x], 1), skip.shape[2:])
-            skip_before = skip                                        # … (B, 64, H, W)
+        skips = features[-2::-1]                # coarse to fine, without the deepest, which is x
+        for block, skip in zip(self.decoder, skips):
+            x = block(x, skip.shape[2:])                              # … (B, 64, H, W)
+            if skip is not images:
+                x = torch.cat([skip, x], 1)
         return self.last(x)                                           # (B, N+1, H, W)
 
 
@@ -459,7 +451,7 @@ class UserError(Exception):
 
 @contextlib.contextmanager
 def exit_in_words(script):
-    """Around main(): a UserError ends the program with its sentence and exit code 2."""
+    """Around main(): a UserError ends the program by its sentence and exit code 2."""
     try:
         yield
     except UserError as error:
@@ -521,28 +513,23 @@ def build_discriminator(checkpoint):
 # ---- python oasis.py -----------------------------------------------------------------------------
 
 
-def print_shapes(network, *inputs):
-    """One line per stage of a network: its name and the shape it hands on."""
-    for name, module in network.named_modules():
-        if name in ("first", "last") or name.rpartition(".")[0] in ("blocks", "encoder", "decoder"):
-            module.register_forward_hook(
-                lambda _, __, output, name=name: print(f"    {name:12s} {tuple(output.shape)}"))
-    network(*inputs)
-
-
 def main():
     """The shapes inside the paper's ADE20K model, and the parameter counts of three datasets."""
-    G, D = Generator(151).eval(), Discriminator(151).eval()
-    with torch.no_grad():
-        print("Generator, ADE20K: label map (1, 256, 256) and noise (1, 64)")
-        print_shapes(G, torch.zeros(1, 256, 256, dtype=torch.int64), torch.zeros(1, 64))
-        print("Discriminator, ADE20K: image (1, 3, 256, 256); the last of 152 channels is 'fake'")
-        print_shapes(D, torch.zeros(1, 3, 256, 256))
+    labels, noise = torch.zeros(1, 256, 256, dtype=torch.int64), torch.zeros(1, 64)
+    image = torch.zeros(1, 3, 256, 256)
+    for network, inputs in ((Generator(151), (labels, noise)), (Discriminator(151), (image,))):
+        print(f"{type(network).__name__}, ADE20K, from", *(tuple(x.shape) for x in inputs))
+        for name, module in network.named_modules():
+            if name in ("first", "last") or re.fullmatch(r"(blocks|encoder|decoder)\.\d", name):
+                module.register_forward_hook(
+                    lambda _, __, x, name=name: print(f"    {name:12s} {tuple(x.shape)}"))
+        with torch.no_grad():
+            network.eval()(*inputs)
     print("\nParameters              N   generator  discriminator        both")
     for name, n in (("ADE20K", 151), ("COCO-Stuff", 183), ("Cityscapes", 35)):
         with torch.device("meta"):          # tensors that have a shape and no numbers
-            g, d = (sum(p.numel() for p in network.parameters())
-                    for network in (Generator(n), Discriminator(n)))
+            g, d = (sum(p.numel() for p in network(n).parameters())
+                    for network in (Generator, Discriminator))
         print(f"  {name:16s} {n:6d}  {g:10,}  {d:13,}  {g + d:10,}")
     print("Table 1 says 94M for both together, whatever the dataset; it depends on N.")
 

@@ -150,17 +150,16 @@ CHANGEABLE = ("data_root", "workers", "epochs", "steps", "lr_g", "lr_d", "lr_dec
 
 
 def parse_arguments(argv=None, settings_class=Settings, presets=PRESETS):
-    """Command line -> settings: defaults, changed by the preset, changed by what was given.
+    """Command line -> settings: the defaults, changed by the preset, changed by what is given.
 
-    With --resume the run's own settings take the place of defaults and preset.
+    With --resume the run's own settings take the place of defaults and preset. UserError.
     """
-    presets_text = "\n".join(f"  {name}: " + ", ".join(f"{k} {v}" for k, v in changes.items())
-                             for name, changes in presets.items())
+    changes = "\n".join(f"  {preset}: " + ", ".join(f"{k} {v}" for k, v in values.items())
+                        for preset, values in presets.items())
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=f"What the presets change:\n{presets_text}",
+        description=__doc__, epilog=f"What the presets change:\n{changes}",
         formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS)
-    choices = {"preset": list(presets), "precision": ["fp32", "bf16"],
-               "padding": ["zeros", "replicate"]}
+    choices = {"preset": presets, "precision": ["fp32", "bf16"], "padding": ["zeros", "replicate"]}
     texts = field_texts(settings_class)
     for field in dataclasses.fields(settings_class):
         how = dict(type=field.type, choices=choices.get(field.name))
@@ -168,25 +167,29 @@ def parse_arguments(argv=None, settings_class=Settings, presets=PRESETS):
             how = dict(action="store_true")
         elif field.type is tuple:
             how = dict(type=type(field.default[0]), nargs="+")
-        shown = f" (default: {field.default})" if field.default not in ("", False) else ""
-        parser.add_argument("--" + field.name.replace("_", "-"), help=texts[field.name] + shown,
-                            **how)
-    given = {name: tuple(value) if isinstance(value, list) else value
-             for name, value in vars(parser.parse_args(argv)).items()}
+        default = "" if field.default in ("", False) else f" (default: {field.default})"
+        parser.add_argument(flag(field.name), help=texts[field.name] + default, **how)
+    given = vars(parser.parse_args(argv))
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     preset = given.get("preset", settings_class.preset)
-    run_dir = given.setdefault("run_dir", f"runs/{preset}")
-    if "data_root" in given:
+    given.setdefault("run_dir", f"runs/{preset}")
+    if given.get("data_root"):
         given["data_root"] = str(Path(given["data_root"]).resolve())
     if "epochs" in given:               # stronger than the number of steps of a preset or run
         given.setdefault("steps", 0)
     if not given.get("resume"):
         return settings_class(**{**presets[preset], "preset": preset, **given})
-    own = resumable_checkpoint(run_dir)["settings"]
+    own = resumable_checkpoint(given["run_dir"])["settings"]
     for name in given.keys() - set(CHANGEABLE):
         if given[name] != own[name]:
-            raise UserError(f"--{name.replace('_', '-')} {given[name]}: the run in {run_dir} was "
+            raise UserError(f"{flag(name)} {given[name]}: the run in {given['run_dir']} was "
                             f"started with {own[name]}, which cannot change")
     return settings_class(**{**own, **given})
+
+
+def flag(name):
+    """The option of a field: batch_size -> --batch-size."""
+    return "--" + name.replace("_", "-")
 
 
 def field_texts(settings_class):
@@ -234,46 +237,50 @@ def compile_in_place(G, D):
 class State:
     """What training changes: G, D, the average of G, two optimizers, counters."""
 
+    PARTS = ("generator", "discriminator", "ema", "optimizer_G", "optimizer_D")
+    COUNTERS = ("step", "seconds", "best")
+
     def __init__(self, settings, networks, num_classes, device):
         torch.manual_seed(settings.seed)              # for the initial weights, and nothing else
-        self.G, self.D = (network.to(device, memory_format=torch.channels_last)
-                          for network in networks(settings, num_classes))
-        for network, gain in zip((self.G, self.D), settings.init_gain):
+        G, D = (network.to(device, memory_format=torch.channels_last)
+                for network in networks(settings, num_classes))
+        for network, gain in zip((G, D), settings.init_gain):
             oasis.scale_weights(network, gain / oasis.INIT_GAIN)
-        self.ema = copy.deepcopy(self.G).requires_grad_(False)
-        # β1 = 0: no momentum. The other network changes, and old gradients with it are outdated.
-        self.optimizer_G = torch.optim.Adam(self.G.parameters(), betas=(0.0, 0.999), fused=True)
-        self.optimizer_D = torch.optim.Adam(self.D.parameters(), betas=(0.0, 0.999), fused=True)
+        self.generator, self.discriminator = G, D
+        self.ema = copy.deepcopy(G).requires_grad_(False)
+        # β1 = 0, no momentum: older gradients answer an opponent that has changed since.
+        self.optimizer_G, self.optimizer_D = (
+            torch.optim.Adam(network.parameters(), betas=(0.0, 0.999), fused=True)
+            for network in (G, D))
         self.step, self.seconds, self.best = 0, 0.0, {}
 
     def checkpoint(self, settings, dataset):
         """All of it as tensors and plain values, which torch.load(weights_only=True) reads."""
+        G, D = self.generator, self.discriminator
         return {
             "format": "oasis-run-2", "settings": dataclasses.asdict(settings),
             "dataset": {"preset": settings.preset, "class_names": list(dataset.class_names),
                         "palette": dataset.palette.tolist(), "ignore_label": dataset.ignore_label,
                         "size": [settings.height, settings.width]},
-            "generator_class": class_name(self.G), "generator_args": self.G.config,
-            "discriminator_class": class_name(self.D), "discriminator_args": self.D.config,
-            "generator": self.G.state_dict(), "discriminator": self.D.state_dict(),
-            "ema": self.ema.state_dict(), "optimizer_G": self.optimizer_G.state_dict(),
-            "optimizer_D": self.optimizer_D.state_dict(),
-            "step": self.step, "seconds": self.seconds, "best": self.best,
+            # "oasis.Generator" and its arguments: how oasis.build_generator makes it again.
+            "generator_class": f"{type(G).__module__}.{type(G).__name__}",
+            "generator_args": G.config,
+            "discriminator_class": f"{type(D).__module__}.{type(D).__name__}",
+            "discriminator_args": D.config,
+            **{name: getattr(self, name).state_dict() for name in self.PARTS},
+            **{name: getattr(self, name) for name in self.COUNTERS},
         }
 
     def load(self, checkpoint):
         """The reverse of checkpoint()."""
-        self.G.load_state_dict(checkpoint["generator"])
-        self.D.load_state_dict(checkpoint["discriminator"])
-        self.ema.load_state_dict(checkpoint["ema"])
-        self.optimizer_G.load_state_dict(checkpoint["optimizer_G"])
-        self.optimizer_D.load_state_dict(checkpoint["optimizer_D"])
-        self.step, self.seconds = checkpoint["step"], checkpoint["seconds"]
-        self.best = checkpoint["best"]
+        for name in self.PARTS:
+            getattr(self, name).load_state_dict(checkpoint[name])
+        for name in self.COUNTERS:
+            setattr(self, name, checkpoint[name])
 
 
 def start_or_resume(settings, state, train_set):
-    """Load the run's checkpoint if it is to be resumed; refuse to overwrite a run. UserError."""
+    """Load the checkpoint of a run that goes on; never write over a run. UserError."""
     path = Path(settings.run_dir) / "latest.pt"
     if settings.resume:
         checkpoint = resumable_checkpoint(settings.run_dir)
@@ -291,11 +298,6 @@ def set_learning_rates(state, settings, total_steps):
     factor = min(1, left / settings.lr_decay) if settings.lr_decay else 1
     state.optimizer_G.param_groups[0]["lr"] = settings.lr_g * factor
     state.optimizer_D.param_groups[0]["lr"] = settings.lr_d * factor
-
-
-def class_name(network):
-    """Where oasis.build_generator finds the class again: "oasis.Generator"."""
-    return f"{type(network).__module__}.{type(network).__name__}"
 
 
 # ---- The moving average of G ---------------------------------------------------------------------
@@ -374,23 +376,25 @@ def exchange(counts, stop):
 
 
 def check_weights(state):
-    """Before a checkpoint: all weights are finite, and the same in every process. UserError."""
-    for name, network in (("generator", state.G), ("discriminator", state.D)):
+    """Before a checkpoint: all weights are finite, and the same in every process. UserError.
+
+    One checksum for each network: any weight that is not finite makes it so.
+    """
+    for network in (state.generator, state.discriminator):
         checksum = sum(p.detach().double().abs().sum() for p in network.parameters()).cpu()
         sums = [torch.zeros_like(checksum) for _ in range(rank_and_size()[1])]
         if dist.is_initialized():
             dist.all_gather(sums, checksum)
-        else:
-            sums = [checksum]
+            if any(other != checksum for other in sums):
+                raise UserError(f"the processes' weights differ after step {state.step}")
         if not checksum.isfinite():
-            raise UserError(f"the weights of the {name} are not finite after step {state.step}; "
-                            f"the last checkpoint is from before; try lower learning rates")
-        if any(other != checksum for other in sums):
-            raise UserError(f"the processes' {name}s differ after step {state.step}")
+            raise UserError(f"weights of the {type(network).__name__.lower()} are not finite after "
+                            f"step {state.step}; the last checkpoint is from before; try lower "
+                            f"learning rates")
 
 
 def note_signals():
-    """Ctrl-C and SIGTERM only fill the list that this returns: the step is finished first."""
+    """Ctrl-C and SIGTERM only fill this list: the step is finished, and saved, before the end."""
     signals = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: signals.append(number))
@@ -451,12 +455,13 @@ def open_data(settings):
     return sets
 
 
-def read_rows(path, last_step=float("inf")):
-    """The rows of a csv file up to a step, as {column: text}; [] where there is no file."""
+def read_rows(path, last_step):
+    """The rows of a csv file up to a step, as {column: number}; [] where there is no file."""
     if not path.exists():
         return []
     with open(path, newline="") as file:
-        return [row for row in csv.DictReader(file) if int(row["step"]) <= last_step]
+        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    return [{**row, "step": int(row["step"])} for row in rows if row["step"] <= last_step]
 
 
 def write_rows(path, rows):
@@ -467,36 +472,21 @@ def write_rows(path, rows):
         writer.writerows(rows)
 
 
-def is_better(scores, best):
-    """Are these scores better? Lower FID, as for the paper's results; without FID higher mIoU."""
-    if "fid" in scores:
-        return scores["fid"] < best.get("fid", float("inf"))
-    return scores.get("miou", 0) > best.get("miou", -1)
-
-
-def save_checkpoints(settings, state, dataset, names):
-    """The same checkpoint under each of the names, in the run folder."""
-    for name in names:
-        with data.write_whole(Path(settings.run_dir) / name) as partial:
-            torch.save(state.checkpoint(settings, dataset), partial)
-
-
-def save_curves(run_dir):
-    """curves.png: the losses, and each score beside its value for real images, over the steps."""
-    log, scores = read_rows(run_dir / "log.csv"), read_rows(run_dir / "scores.csv")
-    names = [k for k in (scores[0] if scores else {}) if k != "step" and not k.endswith("_real")]
-    figure, axes = plt.subplots(1, 1 + len(names), figsize=(5 + 4 * len(names), 3.5), squeeze=False)
-    plots = [(axes[0, 0], log, [k for k in (log[0] if log else {}) if k.startswith("loss_")])]
-    plots += [(axis, scores, [k for k in (name, f"{name}_real") if k in scores[0]])
-              for axis, name in zip(axes[0, 1:], names)]
-    for axis, rows, columns in plots:
-        for column in columns:
-            points = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
-            axis.plot(*zip(*points), "--" if column.endswith("_real") else "-", label=column)
+def save_curves(log, scored, path):
+    """The losses, and each score beside its value for real images, over the steps -> png."""
+    scores = [name for name in (scored[-1] if scored else {}) if name != "step"]
+    panels = [(log, [name for name in log[-1] if name.startswith("loss_")])] if log else []
+    panels += [(scored, [n for n in (name, f"{name}_real") if n in scores])
+               for name in scores if not name.endswith("_real")]
+    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.5), squeeze=False)
+    for axis, (rows, columns) in zip(axes[0], panels):
+        for name in columns:
+            points = [(row["step"], row[name]) for row in rows if name in row]
+            axis.plot(*zip(*points), "--" if name.endswith("_real") else "-", label=name)
         axis.set_xlabel("step")
         axis.legend()
     figure.tight_layout()
-    with data.write_whole(run_dir / "curves.png") as partial:
+    with data.write_whole(path) as partial:
         figure.savefig(partial, dpi=80, format="png")
     plt.close(figure)
 
@@ -572,7 +562,7 @@ def train(settings, networks=make_networks, step=training_step):
     train_set, val_set = open_data(s)
     state = State(s, networks, train_set.num_classes, device)
     start_or_resume(s, state, train_set)
-    G, D, ema = state.G, state.D, state.ema
+    G, D, ema = state.generator, state.discriminator, state.ema
     if s.compile:
         compile_in_place(G, D)
     names = [] if s.metrics == "none" else s.metrics.split(",")
@@ -629,7 +619,8 @@ def train(settings, networks=make_networks, step=training_step):
             save_checkpoints(s, state, val_set, ["best.pt"] * better + ["latest.pt"] * save)
             write_rows(run_dir / "log.csv", log)
             write_rows(run_dir / "scores.csv", scored)
-            save_curves(run_dir)
+            if log or scored:
+                save_curves(log, scored, run_dir / "curves.png")
         bar.update()
     bar.close()
     if processes > 1:
@@ -644,15 +635,9 @@ def main(argv=None):
     with oasis.exit_in_words("train.py"):
         settings = parse_arguments(argv)
         scores = train(settings)
-    finish(settings, scores)
-
-
-def finish(settings, scores):
-    """Say where the results are and what comes next; exit code 1 after a run that was stopped."""
     if rank_and_size()[0] == 0:
-        what = (f"Stopped; all is saved. Go on with: --run-dir {settings.run_dir} --resume"
-                if scores is None else f"Done: {settings.run_dir}. Next: python sample.py")
-        print(what)
+        print(f"Stopped, all is saved; go on by --run-dir {settings.run_dir} --resume"
+              if scores is None else f"Done: {settings.run_dir}. Next: python sample.py")
     if dist.is_initialized():
         dist.destroy_process_group()
     sys.exit(int(scores is None))
