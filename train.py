@@ -438,12 +438,6 @@ def training_batches(settings, train_set, start_step=0):
     return iter(data.make_loader(train_set, sampler, settings.workers))
 
 
-def first_label_maps(settings, train_set, count=10):
-    """This process's share of the first label maps, for refresh_ema: `count` of (B, H, W) uint8."""
-    batches = training_batches(settings, train_set)
-    return [next(batches)[1].to(torch.uint8) for _ in range(count)]
-
-
 def open_data(settings):
     """Training and validation set; both are read through before an error could cost hours."""
     sets = [data.open_dataset(settings.preset, split, (settings.height, settings.width),
@@ -472,23 +466,39 @@ def write_rows(path, rows):
         writer.writerows(rows)
 
 
-def save_curves(log, scored, path):
-    """The losses, and each score beside its value for real images, over the steps -> png."""
-    scores = [name for name in (scored[-1] if scored else {}) if name != "step"]
-    panels = [(log, [name for name in log[-1] if name.startswith("loss_")])] if log else []
-    panels += [(scored, [n for n in (name, f"{name}_real") if n in scores])
-               for name in scores if not name.endswith("_real")]
-    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.5), squeeze=False)
-    for axis, (rows, columns) in zip(axes[0], panels):
-        for name in columns:
-            points = [(row["step"], row[name]) for row in rows if name in row]
-            axis.plot(*zip(*points), "--" if name.endswith("_real") else "-", label=name)
-        axis.set_xlabel("step")
-        axis.legend()
+def save_curves(rows, path):
+    """A panel for each loss and each score over the steps, real images' score dashed -> png."""
+    columns = list(dict.fromkeys(k for row in rows for k in row if k not in ("step", "seconds")))
+    names = [name for name in columns if not name.endswith("_real")]
+    figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 3), squeeze=False)
+    for axis, name in zip(axes[0], names):
+        for column, style in ((name, "-"), (f"{name}_real", "--")):
+            points = [(row["step"], row[column]) for row in rows if column in row]
+            axis.plot([x for x, _ in points], [y for _, y in points], style)
+        axis.set_title(name)
     figure.tight_layout()
     with data.write_whole(path) as partial:
         figure.savefig(partial, dpi=80, format="png")
     plt.close(figure)
+
+
+def is_better(scores, best):
+    """Are these scores better? Lower FID, as for the paper's results; without FID higher mIoU."""
+    if "fid" in scores:
+        return scores["fid"] < best.get("fid", float("inf"))
+    return scores.get("miou", 0) > best.get("miou", -1)
+
+
+def save_run(settings, state, dataset, names, log, scored):
+    """The checkpoint under each of the names, the rows of both csv files, the curves."""
+    run_dir = Path(settings.run_dir)
+    for name in names:
+        with data.write_whole(run_dir / name) as partial:
+            torch.save(state.checkpoint(settings, dataset), partial)
+    write_rows(run_dir / "log.csv", log)
+    write_rows(run_dir / "scores.csv", scored)
+    if log or scored:
+        save_curves(log + scored, run_dir / "curves.png")
 
 
 @torch.no_grad()
@@ -565,10 +575,11 @@ def train(settings, networks=make_networks, step=training_step):
     G, D, ema = state.generator, state.discriminator, state.ema
     if s.compile:
         compile_in_place(G, D)
-    names = [] if s.metrics == "none" else s.metrics.split(",")
-    scorer = metrics.Scorer(val_set, train_set, device, names, run_dir=run_dir, workers=s.workers,
+    chosen = [] if s.metrics == "none" else s.metrics.split(",")
+    scorer = metrics.Scorer(val_set, train_set, device, chosen, run_dir=run_dir, workers=s.workers,
                             segmenter_steps=s.segmenter_steps or None)
-    label_maps = first_label_maps(s, train_set)
+    label_maps = [labels.to(torch.uint8) for _, (_, labels) in zip(
+        range(10), training_batches(s, train_set))]
     batches = training_batches(s, train_set, state.step)
     log, scored = (read_rows(run_dir / name, state.step) for name in ("log.csv", "scores.csv"))
     total_steps = s.steps or s.epochs * (len(train_set) // s.batch_size)
@@ -602,7 +613,7 @@ def train(settings, networks=make_networks, step=training_step):
             bar.set_postfix({k[5:]: f"{v:.2f}" for k, v in zip(terms, values)})
 
         # ---- Pictures, scores and checkpoints are of the average, with statistics of its own.
-        save, score = stop or due(s.checkpoint_every), bool(names) and due(s.score_every)
+        save, score = stop or due(s.checkpoint_every), bool(chosen) and due(s.score_every)
         if save or score or due(s.picture_every):
             check_weights(state)
             refresh_ema(ema, G, label_maps, s.seed)
@@ -616,11 +627,8 @@ def train(settings, networks=make_networks, step=training_step):
         if better:
             state.best = {"step": state.step, **scores}
         if rank == 0 and (save or better):
-            save_checkpoints(s, state, val_set, ["best.pt"] * better + ["latest.pt"] * save)
-            write_rows(run_dir / "log.csv", log)
-            write_rows(run_dir / "scores.csv", scored)
-            if log or scored:
-                save_curves(log, scored, run_dir / "curves.png")
+            names = ["best.pt"] * better + ["latest.pt"] * save
+            save_run(s, state, val_set, names, log, scored)
         bar.update()
     bar.close()
     if processes > 1:
