@@ -78,6 +78,24 @@ def local_noise(outside, inside, region):
 #   3. noise, LabelMix coins and class weights are those of the whole batch (train.draw).
 
 
+def start_processes():
+    """Join the processes that torchrun has started; returns this one's device. UserError.
+
+    GPUs talk by NCCL, CPUs by gloo. Without torchrun there is nobody to join.
+    """
+    number, here, size = (int(os.environ.get(name, default)) for name, default in (
+        ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1), ("WORLD_SIZE", 1)))
+    gpus = torch.cuda.device_count()
+    if gpus and here > gpus:
+        raise UserError(f"{here} processes need a GPU each, this machine has {gpus}")
+    device = torch.device("cuda", number) if gpus else torch.device("cpu")
+    if gpus:
+        torch.cuda.set_device(device)
+    if size > 1:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+    return device
+
+
 def rank_and_size():
     """(number of this process, number of processes); (0, 1) where there is only one."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

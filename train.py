@@ -342,29 +342,15 @@ def refresh_ema(ema, G, label_maps, seed):
 # ---- Several processes ---------------------------------------------------------------------------
 
 
-def start_processes(settings):
-    """Join the other processes of torchrun; returns the device of this one. UserError.
-
-    GPUs talk by NCCL, CPUs by gloo. Without torchrun there is nobody to join.
-    """
-    local_rank, on_gpu = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.is_available()
-    local_size, size = (int(os.environ.get(k, 1)) for k in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
-    if on_gpu and local_size > torch.cuda.device_count():
-        raise UserError(f"{local_size} processes need a GPU each, this machine has "
-                        f"{torch.cuda.device_count()}")
+def check_settings(settings, device):
+    """Refuse what these processes and this device cannot do. UserError."""
+    size = rank_and_size()[1]
     if settings.batch_size % size:
         raise UserError(f"--batch-size {settings.batch_size}: must be a multiple of the number of "
                         f"processes, {size}, so that their shares are equal")
-    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
-    if on_gpu:
-        torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = True       # all steps have one shape: try what is fastest
-        if settings.precision == "bf16" and not torch.cuda.is_bf16_supported(
-                including_emulation=False):
-            raise UserError("--precision bf16: this GPU cannot compute in bfloat16; use fp32")
-    if size > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
-    return device
+    if (settings.precision == "bf16" and device.type == "cuda"
+            and not torch.cuda.is_bf16_supported(including_emulation=False)):
+        raise UserError("--precision bf16: this GPU cannot compute in bfloat16; use fp32")
 
 
 def exchange(counts, stop):
@@ -382,15 +368,14 @@ def check_weights(state):
     """
     for network in (state.generator, state.discriminator):
         checksum = sum(p.detach().double().abs().sum() for p in network.parameters()).cpu()
-        sums = [torch.zeros_like(checksum) for _ in range(rank_and_size()[1])]
+        sums = [checksum.clone() for _ in range(rank_and_size()[1])]
         if dist.is_initialized():
             dist.all_gather(sums, checksum)
-            if any(other != checksum for other in sums):
-                raise UserError(f"the processes' weights differ after step {state.step}")
-        if not checksum.isfinite():
-            raise UserError(f"weights of the {type(network).__name__.lower()} are not finite after "
-                            f"step {state.step}; the last checkpoint is from before; try lower "
-                            f"learning rates")
+        if not all(other.isfinite() for other in sums):
+            raise UserError(f"weights are not finite after step {state.step}; the last checkpoint "
+                            f"is from before; try lower learning rates")
+        if any(other != checksum for other in sums):
+            raise UserError(f"the weights of the processes differ after step {state.step}")
 
 
 def note_signals():
@@ -567,8 +552,10 @@ def train(settings, networks=make_networks, step=training_step):
     the method hands in its own.
     """
     s, run_dir = settings, Path(settings.run_dir)
-    device = start_processes(s)
+    device = oasis.start_processes()
     rank, processes = rank_and_size()
+    check_settings(s, device)
+    torch.backends.cudnn.benchmark = True       # all steps have one shape: try what is fastest
     train_set, val_set = open_data(s)
     state = State(s, networks, train_set.num_classes, device)
     start_or_resume(s, state, train_set)
