@@ -1,6 +1,6 @@
-"""Tests import the modules from the repository root.
+"""Tests import the modules from the project's root. A test process uses at most two threads.
 
-With `pytest -n 2` two processes share the tests, one thread each; without, one process has two threads.
+With `pytest -n 2` two processes share the tests; then each has one thread.
 """
 
 import os
