@@ -36,7 +36,7 @@ import toy
 from oasis import UserError, exit_in_words
 
 SIZES = {"toy": (64, 64), "folder": (256, 256), "ade20k": (256, 256), "coco-stuff": (256, 256),
-         "cityscapes": (256, 512)}                  # (H, W) in the paper's training (Sec. 4)
+         "cityscapes": (256, 512)}                  # (H, W) that the papers train at
 PRESETS = tuple(SIZES)
 ENLARGE = {"ade20k": 286 / 256, "coco-stuff": 286 / 256}      # training: resize by this, then crop
 PHOTOS, PNGS = (".jpg", ".jpeg", ".png"), (".png",)           # endings of files

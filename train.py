@@ -91,6 +91,8 @@ class Settings:
     """Adam's learning rate for the generator"""
     lr_d: float = 4e-4
     """Adam's learning rate for the discriminator"""
+    beta2: float = 0.999
+    """Adam's β2; β1 is 0"""
     lr_decay: float = 0.0
     """share of the steps, at the end, over which both learning rates fall to 0"""
     lambda_labelmix: float = 10.0
@@ -250,7 +252,7 @@ class State:
         self.ema = copy.deepcopy(G).requires_grad_(False)
         # β1 = 0, no momentum: older gradients answer an opponent that has changed since.
         self.optimizer_G, self.optimizer_D = (
-            torch.optim.Adam(network.parameters(), betas=(0.0, 0.999), fused=True)
+            torch.optim.Adam(network.parameters(), betas=(0.0, settings.beta2), fused=True)
             for network in (G, D))
         self.step, self.seconds, self.best = 0, 0.0, {}
 
