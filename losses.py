@@ -37,14 +37,14 @@ def class_weights(labels, num_classes, ignore_label=None, counts=None):
     classes and ignore_label get 0.
 
     counts: count_classes of the whole batch, where `labels` is only one process's share of it.
-    Returns (N,) float32.
+    Returns (N,) floats.
     """
     counts = count_classes(labels, num_classes) if counts is None else counts
     present = counts > 0
     if ignore_label is not None:
         present[ignore_label] = False
     weights = counts.sum() / (present.sum() * counts)          # infinite where a class is absent
-    return torch.where(present, weights, 0.0).float()
+    return torch.where(present, weights, 0.0)
 
 
 # ---- The (N+1)-class cross-entropy ---------------------------------------------------------------
@@ -145,23 +145,21 @@ def main():
     import toy
 
     # Two moods of one scene stand for x and x̂: one label map, other colours everywhere.
-    moods = list(toy.MOODS.values())
-    scenes = [toy.draw_scene(0, i, 128, 128, moods[0]) for i in range(8)]
-    batch = torch.stack([torch.from_numpy(labels).long() for _, labels in scenes])
-    x, x_hat = (torch.from_numpy(toy.draw_scene(0, 0, 128, 128, mood)[0]) for mood in moods[:2])
-    mask = labelmix_mask(batch[:1], len(toy.CLASSES), torch.Generator().manual_seed(2))
+    noon, autumn = list(toy.MOODS.values())[:2]
+    labels = torch.stack([torch.from_numpy(toy.draw_scene(0, i, 128, 128)[1]) for i in range(8)])
+    x, x_hat = (torch.from_numpy(toy.draw_scene(0, 0, 128, 128, m)[0]) for m in (noon, autumn))
+    mask = labelmix_mask(labels[:1].long(), len(toy.CLASSES), torch.Generator().manual_seed(2))
     mix = labelmix(x, x_hat, mask[0, 0, :, :, None])
-    weights = class_weights(batch, len(toy.CLASSES), toy.UNKNOWN)
-    figure, axes = plt.subplot_mosaic("abcde;fffff", figsize=(12, 5.5))
-    for place, title, image in (
-            ("a", "label map t", toy.PALETTE[batch[0]]), ("b", "real x", x),
-            ("c", "generated x̂ (stand-in)", x_hat), ("d", "mask M, a coin per class", mask[0, 0]),
-            ("e", "M ⊙ x + (1 − M) ⊙ x̂", mix)):
-        axes[place].imshow(image, cmap="gray")
-        axes[place].set_title(title, fontsize=10)
-        axes[place].axis("off")
-    axes["f"].bar(toy.CLASSES, weights, color=toy.PALETTE / 255)
-    axes["f"].set_title("class weight α: rare classes weigh more, unknown nothing", fontsize=10)
+    figure, axes = plt.subplot_mosaic("01234;wwwww", figsize=(12, 5.5))
+    titles = ("label map t", "real x", "generated x̂ (stand-in)", "mask M, a coin per class",
+              "M ⊙ x + (1 − M) ⊙ x̂")
+    for i, image in enumerate((toy.PALETTE[labels[0]], x, x_hat, mask[0, 0], mix)):
+        axes[str(i)].imshow(image, cmap="gray")
+        axes[str(i)].set_title(titles[i])
+        axes[str(i)].axis("off")
+    axes["w"].bar(toy.CLASSES, class_weights(labels, len(toy.CLASSES), toy.UNKNOWN),
+                  color=toy.PALETTE / 255)
+    axes["w"].set_title("class weight α: rare classes weigh more, unknown nothing")
     figure.savefig("losses.png", dpi=80, bbox_inches="tight")
     print("losses.png: a LabelMix example and the class weights of a batch")
 

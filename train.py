@@ -170,7 +170,8 @@ def parse_arguments(argv=None, settings_class=Settings, presets=PRESETS):
         elif field.type is tuple:
             how = dict(type=type(field.default[0]), nargs="+")
         default = "" if field.default in ("", False) else f" (default: {field.default})"
-        parser.add_argument(flag(field.name), help=texts[field.name] + default, **how)
+        parser.add_argument("--" + field.name.replace("_", "-"),
+                            help=texts[field.name] + default, **how)
     given = vars(parser.parse_args(argv))
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     preset = given.get("preset", settings_class.preset)
@@ -184,14 +185,9 @@ def parse_arguments(argv=None, settings_class=Settings, presets=PRESETS):
     own = resumable_checkpoint(given["run_dir"])["settings"]
     for name in given.keys() - set(CHANGEABLE):
         if given[name] != own[name]:
-            raise UserError(f"{flag(name)} {given[name]}: the run in {given['run_dir']} was "
-                            f"started with {own[name]}, which cannot change")
+            raise UserError(f"{name} {given[name]}: the run in {given['run_dir']} was started with "
+                            f"{own[name]}, which cannot change")
     return settings_class(**{**own, **given})
-
-
-def flag(name):
-    """The option of a field: batch_size -> --batch-size."""
-    return "--" + name.replace("_", "-")
 
 
 def field_texts(settings_class):
@@ -228,7 +224,7 @@ def make_networks(settings, num_classes):
 def compile_in_place(G, D):
     """torch.compile networks and losses. In place: names of weights and functions stay the same.
 
-    Every tensor has one shape in a run, so each function becomes one graph for each batch size.
+    Every tensor keeps its shape in a run, so each becomes one graph for each batch size.
     """
     G.compile(dynamic=False)
     D.compile(dynamic=False)
@@ -342,17 +338,6 @@ def refresh_ema(ema, G, label_maps, seed):
 
 
 # ---- Several processes ---------------------------------------------------------------------------
-
-
-def check_settings(settings, device):
-    """Refuse what these processes and this device cannot do. UserError."""
-    size = rank_and_size()[1]
-    if settings.batch_size % size:
-        raise UserError(f"--batch-size {settings.batch_size}: must be a multiple of the number of "
-                        f"processes, {size}, so that their shares are equal")
-    if (settings.precision == "bf16" and device.type == "cuda"
-            and not torch.cuda.is_bf16_supported(including_emulation=False)):
-        raise UserError("--precision bf16: this GPU cannot compute in bfloat16; use fp32")
 
 
 def exchange(counts, stop):
@@ -556,7 +541,9 @@ def train(settings, networks=make_networks, step=training_step):
     s, run_dir = settings, Path(settings.run_dir)
     device = oasis.start_processes()
     rank, processes = rank_and_size()
-    check_settings(s, device)
+    if s.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(
+            including_emulation=False):
+        raise UserError("--precision bf16: this GPU cannot compute in bfloat16; use fp32")
     torch.backends.cudnn.benchmark = True       # all steps have one shape: try what is fastest
     train_set, val_set = open_data(s)
     state = State(s, networks, train_set.num_classes, device)
