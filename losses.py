@@ -155,11 +155,12 @@ def main():
               "M ⊙ x + (1 − M) ⊙ x̂")
     for i, image in enumerate((toy.PALETTE[labels[0]], x, x_hat, mask[0, 0], mix)):
         axes[str(i)].imshow(image, cmap="gray")
-        axes[str(i)].set_title(titles[i])
+        axes[str(i)].set_title(titles[i], fontsize=9)
         axes[str(i)].axis("off")
     axes["w"].bar(toy.CLASSES, class_weights(labels, len(toy.CLASSES), toy.UNKNOWN),
                   color=toy.PALETTE / 255)
-    axes["w"].set_title("class weight α: rare classes weigh more, unknown nothing")
+    axes["w"].tick_params(labelsize=8)
+    axes["w"].set_title("class weight α: rare classes weigh more, unknown nothing", fontsize=9)
     figure.savefig("losses.png", dpi=80, bbox_inches="tight")
     print("losses.png: a LabelMix example and the class weights of a batch")
 

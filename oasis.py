@@ -377,47 +377,41 @@ def dtype_of_convolutions(weight):
 # and so must learn what each of them looks like.
 
 
-class DownBlock(nn.Module):
-    """Residual encoder block: two 3×3 convolutions, then 2×2 average pooling. Halves the size."""
-
-    def __init__(self, in_channels, out_channels, first):
-        super().__init__()
-        self.first = first          # the first block reads pixels: no activation before them
-        self.conv_1 = convolution(in_channels, out_channels, 3, spectral=True)
-        self.conv_2 = convolution(out_channels, out_channels, 3, spectral=True)
-        self.learned_shortcut = in_channels != out_channels
-        if self.learned_shortcut:
-            self.conv_s = convolution(in_channels, out_channels, 1, spectral=True)
-
-    def forward(self, x):
-        """x (B, in, h, w) -> (B, out, h/2, w/2)"""
-        # Average pooling and a 1×1 convolution may be swapped. Behind the pooling it costs a
-        # quarter. With ceil_mode an odd last row is averaged on its own instead of dropped.
-        shortcut = F.avg_pool2d(x, 2, ceil_mode=True)
-        if self.learned_shortcut:
-            shortcut = self.conv_s(shortcut)
-        x = self.conv_1(x if self.first else F.leaky_relu(x, LEAK))
-        x = self.conv_2(F.leaky_relu(x, LEAK, inplace=True))
-        return F.avg_pool2d(x, 2, ceil_mode=True) + shortcut
-
-
-class UpBlock(nn.Module):
-    """Residual decoder block: nearest-neighbour doubling, then two 3×3 convolutions."""
+class DiscriminatorBlock(nn.Module):
+    """Residual block: two 3×3 convolutions, and a 1×1 convolution where the width changes."""
 
     def __init__(self, in_channels, out_channels):
         super().__init__()
         self.conv_1 = convolution(in_channels, out_channels, 3, spectral=True)
         self.conv_2 = convolution(out_channels, out_channels, 3, spectral=True)
-        self.learned_shortcut = in_channels != out_channels
-        if self.learned_shortcut:
-            self.conv_s = convolution(in_channels, out_channels, 1, spectral=True)
+        self.conv_s = (convolution(in_channels, out_channels, 1, spectral=True)
+                       if in_channels != out_channels else nn.Identity())
+
+
+class DownBlock(DiscriminatorBlock):
+    """Halves the size at its end, by 2×2 average pooling."""
+
+    def forward(self, x, first):
+        """x (B, in, h, w) -> (B, out, h/2, w/2); first: x is an image, which needs no activation.
+
+        Average pooling and a 1×1 convolution may be swapped; behind the pooling it costs a
+        quarter. ceil_mode: an odd last row or column is averaged on its own instead of dropped.
+        """
+        shortcut = self.conv_s(F.avg_pool2d(x, 2, ceil_mode=True))
+        x = self.conv_1(x if first else F.leaky_relu(x, LEAK))
+        x = self.conv_2(F.leaky_relu(x, LEAK, inplace=True))
+        return F.avg_pool2d(x, 2, ceil_mode=True) + shortcut
+
+
+class UpBlock(DiscriminatorBlock):
+    """Doubles the size at its start, by repeating pixels."""
 
     def forward(self, x, size):
         """x (B, in, h, w) -> (B, out, *size); size: (2h, 2w), or one less where it was odd."""
-        shortcut = self.conv_s(x) if self.learned_shortcut else x          # before doubling: cheap
+        shortcut = upsample(self.conv_s(x), size)
         x = self.conv_1(upsample(F.leaky_relu(x, LEAK), size))
         x = self.conv_2(F.leaky_relu(x, LEAK, inplace=True))
-        return x + upsample(shortcut, size)
+        return x + shortcut
 
 
 class Discriminator(nn.Module):
@@ -434,22 +428,24 @@ class Discriminator(nn.Module):
         self.config = dict(num_classes=num_classes, channels=channels)
         self.num_classes = num_classes
         self.encoder = nn.ModuleList(
-            DownBlock(c_in, c_out, first=i == 0)
-            for i, (c_in, c_out) in enumerate(zip([3] + channels, channels)))
+            DownBlock(c_in, c_out) for c_in, c_out in zip([3] + channels, channels))
         outputs = channels[-2::-1] + [channels[0] // 2]               # 512 256 256 128 128 64
         skips = [0] + channels[-2::-1]                                #   0 512 256 256 128 128
         inputs = [a + b for a, b in zip(channels[-1:] + outputs, skips)]
         self.decoder = nn.ModuleList(UpBlock(c_in, c_out) for c_in, c_out in zip(inputs, outputs))
         self.last = convolution(outputs[-1], num_classes + 1, 1, spectral=False)
 
+    def encode(self, images):
+        """images (B, 3, H, W) -> [images, (B, 128, H/2, W/2), … (B, 512, H/64, W/64)]"""
+        features = [images]
+        for i, block in enumerate(self.encoder):
+            features.append(block(features[-1], first=i == 0))
+        return features
+
     def forward(self, images):
         """images (B, 3, H, W) in [−1, 1] -> logits (B, N+1, H, W) of a softmax over N+1 classes."""
-        x, features = images, [images]
-        for block in self.encoder:
-            x = block(x)                                              # … (B, 512, H/64, W/64)
-            features.append(x)
-        skips = features[-2::-1]                # coarse to fine, without the deepest, which is x
-        for block, skip in zip(self.decoder, skips):
+        *skips, x = self.encode(images)                               # x (B, 512, H/64, W/64)
+        for block, skip in zip(self.decoder, reversed(skips)):
             x = block(x, skip.shape[2:])                              # … (B, 64, H, W)
             if skip is not images:
                 x = torch.cat([skip, x], 1)
