@@ -50,15 +50,18 @@ def class_weights(labels, num_classes, ignore_label=None, counts=None):
 # ---- The (N+1)-class cross-entropy ---------------------------------------------------------------
 
 
+def at_least_float32(x):
+    """x in float32 if it is narrower: bfloat16 has 8 bits for a number, too few for a loss."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def cross_entropy(logits, classes):
     """−log softmax(logits)[class] of every pixel: (B, N+1, H, W), (B, H, W) -> (B·H·W,).
 
-    Pixels become rows. In the channels-last layout this is a view and copies nothing. The softmax
-    runs in at least float32: bfloat16 would round small losses to zero.
+    Pixels become rows: in the channels-last layout a view, which copies nothing.
     """
     rows = logits.permute(0, 2, 3, 1).flatten(0, 2)                        # (B·H·W, N+1)
-    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    return F.cross_entropy(rows, classes.flatten(), reduction="none")
+    return F.cross_entropy(at_least_float32(rows), classes.flatten(), reduction="none")
 
 
 def real_loss(logits, labels, weights):
@@ -119,8 +122,7 @@ def labelmix_loss(logits_of_mix, logits_real, logits_fake, mask):
     gradients: D may change what it says of the mixture, or of the two images.
     """
     wanted = labelmix(logits_real, logits_fake, mask)
-    difference = logits_of_mix - wanted
-    return difference.to(torch.promote_types(difference.dtype, torch.float32)).square().mean()
+    return (at_least_float32(logits_of_mix) - at_least_float32(wanted)).square().mean()
 
 
 def discriminator_losses(logits, labels, weights, mask):

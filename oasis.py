@@ -169,11 +169,12 @@ class BatchNorm(nn.BatchNorm2d):
             return super().forward(x)
         with torch.no_grad():
             variance, mean = torch.var_mean(at_least_float32(x), (0, 2, 3), correction=0)  # (C,)
-            _, processes = rank_and_size()
+            rank, processes = rank_and_size()
             if processes > 1:
-                shares = mean.new_empty(2 * processes, len(mean))
-                dist.all_gather_into_tensor(shares, torch.stack([mean, variance]))
-                means, variances = shares.view(processes, 2, -1).unbind(1)
+                shares = mean.new_zeros(processes, 2, len(mean))
+                shares[rank] = torch.stack([mean, variance])
+                dist.all_reduce(shares)             # zeros everywhere else: a sum collects the rows
+                means, variances = shares.unbind(1)
                 mean = means.mean(0)
                 variance = variances.mean(0) + (means - mean).square().mean(0)
             self.num_batches_tracked += 1

@@ -349,12 +349,12 @@ def exchange(counts, stop):
 
 
 def check_weights(state):
-    """Before a checkpoint: all weights are finite, and the same in every process. UserError.
+    """Before a checkpoint: all numbers are finite, and the same in every process. UserError.
 
-    One checksum for each network: any weight that is not finite makes it so.
+    One checksum for each network: any weight or statistic that is not finite makes it so.
     """
-    for network in (state.generator, state.discriminator):
-        checksum = sum(p.detach().double().abs().sum() for p in network.parameters()).cpu()
+    for network in (state.generator, state.discriminator, state.ema):
+        checksum = sum(v.double().abs().sum() for v in network.state_dict().values()).cpu()
         sums = [checksum.clone() for _ in range(rank_and_size()[1])]
         if dist.is_initialized():
             dist.all_gather(sums, checksum)
@@ -591,12 +591,13 @@ def train(settings, networks=make_networks, step=training_step):
         # ---- Pictures, scores and checkpoints are of the average, with statistics of its own.
         save, score = stop or due(s.checkpoint_every), bool(chosen) and due(s.score_every)
         if save or score or due(s.picture_every):
-            check_weights(state)
             refresh_ema(ema, G, label_maps, s.seed)
+            check_weights(state)
         if rank == 0 and due(s.picture_every):
             save_pictures(ema, val_set, run_dir / f"samples/step_{state.step:06d}.png", device)
         if score:
-            scores = scorer(ema, D)
+            with torch.compiler.set_stance("force_eager"):      # D's graphs are for training
+                scores = scorer(ema, D)
             scored.append({"step": state.step, **scores})
             bar.write(f"step {state.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
         better = score and is_better(scores, state.best)
