@@ -233,10 +233,10 @@ def compile_in_place(G, D):
 
 
 class State:
-    """What training changes: G, D, the average of G, two optimizers, counters."""
+    """What training changes: G, D, the average of G, two optimizers, counters, the rows so far."""
 
     PARTS = ("generator", "discriminator", "ema", "optimizer_G", "optimizer_D")
-    COUNTERS = ("step", "seconds", "best")
+    VALUES = ("step", "seconds", "log", "scores")
 
     def __init__(self, settings, networks, num_classes, device):
         torch.manual_seed(settings.seed)              # for the initial weights, and nothing else
@@ -250,7 +250,8 @@ class State:
         self.optimizer_G, self.optimizer_D = (
             torch.optim.Adam(network.parameters(), betas=(0.0, settings.beta2), fused=True)
             for network in (G, D))
-        self.step, self.seconds, self.best = 0, 0.0, {}
+        self.step, self.seconds = 0, 0.0
+        self.log, self.scores = [], []                # rows {"step": …, "loss_G": …} of the files
 
     def checkpoint(self, settings, dataset):
         """All of it as tensors and plain values, which torch.load(weights_only=True) reads."""
@@ -266,14 +267,14 @@ class State:
             "discriminator_class": f"{type(D).__module__}.{type(D).__name__}",
             "discriminator_args": D.config,
             **{name: getattr(self, name).state_dict() for name in self.PARTS},
-            **{name: getattr(self, name) for name in self.COUNTERS},
+            **{name: getattr(self, name) for name in self.VALUES},
         }
 
     def load(self, checkpoint):
         """The reverse of checkpoint()."""
         for name in self.PARTS:
             getattr(self, name).load_state_dict(checkpoint[name])
-        for name in self.COUNTERS:
+        for name in self.VALUES:
             setattr(self, name, checkpoint[name])
 
 
@@ -421,23 +422,6 @@ def open_data(settings):
     return sets
 
 
-def read_rows(path, last_step):
-    """The rows of a csv file up to a step, as {column: number}; [] where there is no file."""
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
-    return [{**row, "step": int(row["step"])} for row in rows if row["step"] <= last_step]
-
-
-def write_rows(path, rows):
-    """The reverse. Rows may have different columns, as --metrics may change on resume."""
-    with data.write_whole(path) as partial, open(partial, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(k for row in rows for k in row)))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def save_curves(rows, path):
     """A panel for each loss and each score over the steps, real images' score dashed -> png."""
     columns = list(dict.fromkeys(k for row in rows for k in row if k not in ("step", "seconds")))
@@ -454,23 +438,26 @@ def save_curves(rows, path):
     plt.close(figure)
 
 
-def is_better(scores, best):
-    """Are these scores better? Lower FID, as for the paper's results; without FID higher mIoU."""
-    if "fid" in scores:
-        return scores["fid"] < best.get("fid", float("inf"))
-    return scores.get("miou", 0) > best.get("miou", -1)
+def best_row(rows):
+    """The row of the best scores: lowest FID, as for the paper's results; without FID best mIoU."""
+    return min(rows, key=lambda row: row.get("fid", -row.get("miou", 0)))
 
 
-def save_run(settings, state, dataset, names, log, scored):
-    """The checkpoint under each of the names, the rows of both csv files, the curves."""
+def save_run(settings, state, dataset, names):
+    """Write the checkpoint under each of the names, log.csv, scores.csv and curves.png."""
     run_dir = Path(settings.run_dir)
     for name in names:
         with data.write_whole(run_dir / name) as partial:
             torch.save(state.checkpoint(settings, dataset), partial)
-    write_rows(run_dir / "log.csv", log)
-    write_rows(run_dir / "scores.csv", scored)
-    if log or scored:
-        save_curves(log + scored, run_dir / "curves.png")
+    for name, rows in (("log.csv", state.log), ("scores.csv", state.scores)):
+        # Rows may have different columns, as --metrics may change on resume.
+        columns = dict.fromkeys(column for row in rows for column in row)
+        with data.write_whole(run_dir / name) as partial, open(partial, "w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+    if state.log or state.scores:
+        save_curves(state.log + state.scores, run_dir / "curves.png")
 
 
 @torch.no_grad()
@@ -557,7 +544,6 @@ def train(settings, networks=make_networks, step=training_step):
     label_maps = [labels.to(torch.uint8) for _, (_, labels) in zip(
         range(10), training_batches(s, train_set))]
     batches = training_batches(s, train_set, state.step)
-    log, scored = (read_rows(run_dir / name, state.step) for name in ("log.csv", "scores.csv"))
     total_steps = s.steps or s.epochs * (len(train_set) // s.batch_size)
     signals, stop, scores = note_signals(), False, {}
     began = time.monotonic() - state.seconds
@@ -584,8 +570,8 @@ def train(settings, networks=make_networks, step=training_step):
             if processes > 1:
                 dist.all_reduce(values)
             values = (values / processes).tolist()
-            log.append({"step": state.step, "seconds": round(state.seconds, 1),
-                        **dict(zip(terms, values))})
+            state.log.append({"step": state.step, "seconds": round(state.seconds, 1),
+                              **dict(zip(terms, values))})
             bar.set_postfix({k[5:]: f"{v:.2f}" for k, v in zip(terms, values)})
 
         # ---- Pictures, scores and checkpoints are of the average, with statistics of its own.
@@ -598,14 +584,12 @@ def train(settings, networks=make_networks, step=training_step):
         if score:
             with torch.compiler.set_stance("force_eager"):      # D's graphs are for training
                 scores = scorer(ema, D)
-            scored.append({"step": state.step, **scores})
+            state.scores.append({"step": state.step, **scores})
             bar.write(f"step {state.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
-        better = score and is_better(scores, state.best)
-        if better:
-            state.best = {"step": state.step, **scores}
+        better = score and best_row(state.scores) is state.scores[-1]
         if rank == 0 and (save or better):
             names = ["best.pt"] * better + ["latest.pt"] * save
-            save_run(s, state, val_set, names, log, scored)
+            save_run(s, state, val_set, names)
         bar.update()
     bar.close()
     if processes > 1:
