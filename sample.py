@@ -1,508 +1,270 @@
-"""Draw from a trained model: global and local re-sampling, interpolation, photos re-created.
+"""Draw scenes with a trained model: Figure 1 (other noise, also in one place only) and Figure 4.
 
-    python sample.py                                   # newest run, its own validation label maps
-    python sample.py --labels maps --num 8 --seed 100  # your label maps, eight pictures each
-    python sample.py --resample-class sky              # Figure 1: another sky, the rest stays
-    python sample.py --resample-box 16 16 24 24        # ... another anything inside a rectangle
-    python sample.py --interpolate 12                  # from one noise to another: strip and gif
-    python sample.py --recreate photo.jpg              # Figure 4: photo -> labels -> photos
-    python sample.py --checkpoint latest_EMA.pth --preset ade20k --labels maps   # released model
+    python sample.py                             # four noises for each of eight label maps
+    python sample.py --resample-class sky        # Figure 1: another sky, the rest stays
+    python sample.py --resample-mask area.png    # ... other noise where this picture is white
+    python sample.py --interpolate 12            # a walk between two noises: strip and gif
+    python sample.py --recreate                  # Figure 4: photo -> label map -> scenes
+    python sample.py --labels maps --num 8       # your own label maps, eight noises each
 
-This file is the command line. The functions that draw are in pictures.py, arrays in and arrays out;
-a notebook may import them from here, too: `from sample import load_model, paint`.
+One expression is the whole idea: x̂ = G(where(region, b, a), t). The noise is an input beside the
+label map t and has a vector at every pixel (Sec. 2, "3D noise"). Pixels of the region get noise
+vector b, all others keep a. The modes differ in the region and in b only: the whole picture, one
+class, a drawn area, or a b that moves. Re-creation changes t instead: D reads it off a photo.
 
-Convention this file owns: every picture has one recipe. It names a noise vector a (by its seed), a
-second one b (by another seed), a point t on the way from a to b, and a region. The region gets the
-noise at t, all other pixels keep a. Local re-sampling is t = 1, interpolation t = 0 ... 1, and
-without a region the whole picture changes. The recipe is stored inside each png, so that a second
-run can tell which pictures it need not draw, and all recipes of a command in record.json.
-
-Reading order: scenes (what to draw) → edits (what to change) → plan (recipes) → files → drawing.
+The model is that of --checkpoint, else of the newest run, else assets/toy.pt. Pictures go to --out,
+or else to samples/FOLDER-FILE-stepN/, named by the model's file. Their names carry label map, seed
+and edit. What exists is kept, so a stopped command goes on when given again; --overwrite draws it
+anew. Only the contact sheet is written every time.
 """
 
 import argparse
-import itertools
-import json
-import re
-import sys
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 import data
-import layouts
 import oasis
-from data import at_least
-from pictures import (NUM_CLASSES, SampleError, change_by_distance, check_size, class_id,
-                      class_region, describe_change, digest, files_of, interpolate, load_model,
-                      local_noise, newest_checkpoint, noise_from_seeds, paint, predict_labels,
-                      reach, read_labels, read_mask, replace_classes)
 
-SHEET_ROWS, SHEET_COLUMNS = 16, 12      # the contact sheet shows no more pictures than these
-
-
-# ---- Scenes: the label maps to draw --------------------------------------------------------------
-#
-# A label map comes from a file, from the validation set, or (Figure 4) off a photo, read by D.
-
+# ---- A model and what it can do: arrays in, arrays out, also for notebooks -----------------------
 
 @dataclass
-class Scene:
-    """One label map, with what is known about where it came from."""
-    name: str
-    labels: np.ndarray                    # (H, W) int64
-    source: dict                          # for the recipe
-    photo: np.ndarray | None = None       # (H, W, 3) uint8
-    truth: np.ndarray | None = None       # the label map of the photo, where `labels` was predicted
-    predicted: np.ndarray | None = None   # what the discriminator sees in the photo
+class Model:
+    """The two networks of a checkpoint, ready for use, and what they were trained on."""
+    generator: torch.nn.Module                # the averaged one, whose images are reported
+    discriminator: torch.nn.Module | None     # None where the file holds none that segments
+    preset: str
+    class_names: list                         # N names
+    palette: np.ndarray                       # (N, 3) uint8
+    ignore_label: int | None
+    size: tuple                               # (H, W) in training
+    settings: dict                            # of the training
+    step: int
 
+
+def load_model(path=None, device="cpu"):
+    """Checkpoint file -> Model. Without a path: the newest run, else assets/toy.pt. UserError."""
+    checkpoint = oasis.load_checkpoint(oasis.find_checkpoint(path))
+    G, D = oasis.build_generator(checkpoint), oasis.build_discriminator(checkpoint)
+    known = checkpoint["dataset"]
+    return Model(G.to(device), D and D.to(device), known["preset"], known["class_names"],
+                 np.array(known["palette"], np.uint8), known["ignore_label"],
+                 tuple(known["size"]), checkpoint["settings"], checkpoint["step"])
+
+
+@torch.no_grad()
+def paint(generator, labels, noise, batch_size=8):
+    """x̂ = G(z, t) as pictures, (B, H, W, 3) uint8.
+
+    labels: (B, H, W) int64, or (H, W), one map for all pictures; array or tensor.
+    noise: (B, C), one vector per picture, or (B, C, H, W), one per pixel (oasis.local_noise).
+    batch_size: pictures drawn at once. It changes memory and speed, not the pictures.
+    """
+    device = next(generator.parameters()).device
+    labels = torch.as_tensor(labels).expand(len(noise), *labels.shape[-2:])
+    return np.concatenate([data.to_uint8(generator(t.to(device), z.to(device)))
+                           for t, z in zip(labels.split(batch_size), noise.split(batch_size))])
+
+
+@torch.no_grad()
+def predict_labels(discriminator, photo):
+    """D as a segmentation network (Figure 4): photo (H, W, 3) uint8 -> labels (H, W) int64.
+
+    Each pixel gets the likeliest of the N real classes. Channel N, "fake", is left out: the photo
+    is real, and a label map has no such class.
+    """
+    device = next(discriminator.parameters()).device
+    image = torch.tensor(photo, device=device, dtype=torch.float32).permute(2, 0, 1) / 127.5 - 1
+    return discriminator(image[None])[0, :-1].argmax(0).cpu().numpy()
+
+
+def interpolate(start, end, steps):
+    """A walk from one noise vector to another, both ends included: (C,), (C,) -> (steps, C).
+
+    It turns along the sphere at a steady rate. A vector of 64 Gaussian numbers has a length near 8
+    almost always, and G knows no others. The middle of the straight line has a length near 5.7.
+    """
+    t = torch.linspace(0, 1, steps)[:, None]
+    a, b = start / start.norm(), end / end.norm()
+    angle = torch.arccos((a @ b).clamp(-0.999999, 0.999999))      # not 0, as it divides below
+    direction = (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
+    walk = direction * torch.lerp(start.norm(), end.norm(), t)
+    return torch.stack([start, *walk[1:-1], end])                 # the ends to the last bit
+
+
+def mean_change(before, after, region):
+    """How local is local? Mean |after - before| on the scale of [-1, 1] -> (inside, outside).
+
+    before: (H, W, 3) uint8. after: (K, H, W, 3) uint8. region: bool (H, W).
+    """
+    change = np.abs(np.asarray(after, float) - before).mean(axis=(0, 3)) / 127.5
+    return [(change * part).sum() / max(part.sum(), 1) for part in (region, ~region)]
+
+
+# ---- python sample.py ----------------------------------------------------------------------------
 
 def find_scenes(args, model):
-    """The label maps, or photos, that a command asks for -> [function without arguments -> Scene].
+    """Yields (name, labels (H, W) int64 or None, photo (H, W, 3) uint8 or None), one by one.
 
-    Functions, not scenes: ten thousand label maps are read one by one, when their turn comes.
+    Files of --labels hold the ids of the dataset's own archive. Without files named, label maps and
+    photos come from the validation set.
     """
-    def from_label_map(path):
-        labels = read_labels(path, model, args.size)
-        return Scene(path.stem, labels, {"label_map": str(path.resolve())})
-
-    def from_photo(path):
-        photo = data.read_photo(path, args.size or model.size, upright=True)
-        return Scene(path.stem, None, {"photo": str(path.resolve())}, photo)
-
-    def from_validation_set(index):
-        image, labels = dataset[index]
-        return Scene(dataset.names[index], labels.numpy(),
-                     {"preset": model.preset, "split": "val", "index": index,
-                      "data_root": str(root), "dataset_seed": model.seed},
-                     data.to_uint8(image[None])[0])
-
-    if args.labels:
-        return [partial(from_label_map, path)
-                for path in files_of(args.labels, layouts.PNGS)[:args.limit]]
-    if args.recreate or args.segment:
-        return [partial(from_photo, path)
-                for path in files_of(args.recreate or args.segment, layouts.PHOTOS)[:args.limit]]
-    root = args.data_root or model.data_root
-    if args.preset and not root:
-        raise SampleError("a released model brings no label maps: name them by --labels, or the "
-                          "folder of its dataset by --data-root")
-    dataset = data.open_dataset(model.preset, "val", args.size or model.size, root, seed=model.seed)
-    return [partial(from_validation_set, index)
-            for index in range(min(len(dataset), args.limit or 8))]
+    size, path = args.size or model.size, Path(args.labels or args.recreate or "")
+    if args.labels or args.recreate:
+        endings = data.PNGS if args.labels else data.PHOTOS
+        files = data.list_files(path, endings) if path.is_dir() else {path.stem: path}
+        table = data.id_table(model.preset, len(model.class_names))
+        for name, path in list(files.items())[:args.limit]:
+            yield ((name, data.read_label_map(path, table, args.size), None) if args.labels else
+                   (name, None, data.read_photo(path, size, upright=True)))
+    else:
+        root, seed = args.data_root or model.settings["data_root"], model.settings["data_seed"]
+        dataset = data.open_dataset(model.preset, "val", size, root, seed=seed)
+        for i in range(min(len(dataset), args.limit or 8)):
+            image, labels = dataset[i]
+            yield dataset.names[i], labels.numpy(), data.to_uint8(image[None])[0]
 
 
-# ---- Edits: what changes between the label map and its pictures ----------------------------------
-#
-# Two kinds. Edits of the layout (a house for a tree) act on the label map. Edits of the appearance
-# (another sky, all else the same) act on the noise inside a region. G was trained with one noise
-# vector per picture, but it is made of convolutions: what it draws here depends on what is near.
+def recreate(model, photo, path, overwrite):
+    """Figure 4: the label map that D sees in a photo, kept as a png that --labels reads again."""
+    labels, key = predict_labels(model.discriminator, photo), (model.preset, len(model.palette))
+    # The program reads the ids, which are those of the dataset's own files; the eye the palette.
+    image = Image.fromarray(data.file_ids(*key)[labels])
+    image.putpalette(model.palette[data.id_table(*key).clip(0)].tobytes())
+    save(image, path, overwrite)
+    return labels
 
 
-@dataclass
-class Edit:
-    """What a command changes. The region is the sum of classes, mask and box."""
-    seed: int = 0                                      # of noise vector a
-    num: int = 4                                       # pictures, or other versions of the region
-    frames: int = 0                                    # pictures on the way from a to b; 0: no walk
-    recreate: bool = False                             # let the discriminator read the label map
-    replace: dict = field(default_factory=dict)        # {old id: new id}
-    classes: list = field(default_factory=list)        # region: the pixels of these ids,
-    mask: np.ndarray | None = None                     # ... and of this mask, bool (H, W),
-    mask_name: str = ""
-    box: list | None = None                            # ... and of this rectangle, x y width height
-    local: bool = False                                # is there a region at all?
-
-    def apply(self, scene, model):
-        """Read the label map off the photo if asked, exchange classes; -> the scene, drawable."""
-        if self.recreate:
-            scene.predicted = predict_labels(model.discriminator, scene.photo)
-            scene.truth, scene.labels = scene.labels, scene.predicted
-        scene.labels = replace_classes(scene.labels, self.replace)
-        check_size(scene.source.get("label_map", scene.name), scene.labels.shape,
-                   model.generator)
-        return scene
-
-    def region(self, scene):
-        """bool (H, W): where the noise changes. All false if the scene has none of the classes."""
-        height, width = scene.labels.shape
-        region = class_region(scene.labels, self.classes)
-        if self.mask is not None:
-            if self.mask.shape != region.shape:
-                raise SampleError(f"{self.mask_name}: the mask is {self.mask.shape[0]}×"
-                                  f"{self.mask.shape[1]} (height × width), the label map "
-                                  f"{scene.name} {height}×{width}; they must agree")
-            region |= self.mask
-        if self.box:
-            x, y, w, h = self.box
-            if min(x, y) < 0 or min(w, h) < 1 or x + w > width or y + h > height:
-                raise SampleError(f"--resample-box {x} {y} {w} {h}: does not lie inside the label "
-                                  f"map {scene.name}, {width} pixels wide and {height} high")
-            region[y:y + h, x:x + w] = True
-        return region
-
-    def words(self, class_names):
-        """(words for the changed label map, words for the region): parts of file names."""
-        changes = ["recreated"] * self.recreate
-        changes += [f"replace-{class_names[a]}-{class_names[b]}" for a, b in self.replace.items()]
-        places = [class_names[k] for k in self.classes]
-        places += [f"mask-{Path(self.mask_name).stem}"] * bool(self.mask_name)
-        places += [f"box-{'-'.join(map(str, self.box))}"] if self.box else []
-        return [re.sub(r"[^\w-]+", "-", word) for word in changes], \
-               [re.sub(r"[^\w-]+", "-", f"resample-{word}") for word in places]
-
-
-def read_edit(args, model):
-    """Command line -> Edit; SampleError for classes and masks that do not exist."""
-    num = args.num or (4 if model.generator.noise_dim else 1)
-    edit = Edit(args.seed, num, args.interpolate or 0, box=args.resample_box)
-    edit.classes = sorted({class_id(word, model.class_names) for word in args.resample_class})
-    for words in args.replace:
-        old, equals, new = words.partition("=")
-        if not equals:
-            raise SampleError(f"--replace {words}: write OLD=NEW, two classes by name or id")
-        edit.replace[class_id(old, model.class_names)] = class_id(new, model.class_names)
+def find_region(args, model, labels):
+    """The pixels to change, bool (H, W), or None for all. UserError: no such class."""
     if args.resample_mask:
-        edit.mask, edit.mask_name = read_mask(args.resample_mask), args.resample_mask
-    edit.local = bool(edit.classes or edit.box or edit.mask_name)
-    edit.recreate = args.recreate is not None or args.segment is not None
-    if edit.recreate and args.labels:
-        raise SampleError("--labels and --recreate (or --segment) exclude each other: the label "
-                          "map is either given or read off a photo")
-    check_abilities(edit, model)
-    if edit.frames and args.num:
-        raise SampleError("--num and --interpolate exclude each other: a walk has --interpolate K "
-                          "pictures")
-    return edit
+        # Resized, because nobody draws well on a picture of 64×64 pixels.
+        return data.read_photo(args.resample_mask, labels.shape).mean(axis=2) > 127
+    if args.resample_class is None:
+        return None
+    word, names = args.resample_class, model.class_names
+    ids = {str(k): k for k in range(len(names))} | {name: k for k, name in enumerate(names)}
+    if word not in ids:
+        raise oasis.UserError(f"there is no class {word!r}; there are {', '.join(names)}")
+    return labels == ids[word]
 
 
-def check_abilities(edit, model):
-    """SampleError for what this model cannot do: SPADE's discriminator reads no label maps, ..."""
-    if edit.recreate and model.kind != "oasis":
-        raise SampleError(f"--recreate and --segment need OASIS's discriminator, which reads the "
-                          f"label map off the photo; that of {model.kind} only says real or fake")
-    if edit.recreate and model.discriminator is None:
-        raise SampleError("--recreate and --segment need the discriminator, which reads the label "
-                          "map off the photo: use a run's checkpoint, or put the released *_D.pth "
-                          "beside the generator's file")
-    if edit.local and hasattr(model.generator, "image_size"):
-        raise SampleError("this generator was trained with an image encoder, whose latent vector "
-                          "holds for the whole picture; re-sampling a region needs 3D noise "
-                          "(train.py --multimodal noise)")
-    if (edit.local or edit.frames) and not model.generator.noise_dim:
-        raise SampleError("this generator was trained without noise and knows one picture of each "
-                          "label map; other ones need train.py --multimodal noise")
+def make_noise(args, region, noise_dim):
+    """The noise of each picture of a label map -> K names, noise (K, C) or (K, C, H, W).
+
+    region: bool (H, W), the pixels to change, or None for the whole picture.
+    """
+    # Figure 1, globally: every picture has a noise vector b of its own. The first one is a.
+    seeds = range(args.seed, args.seed + args.num + (region is not None))
+    names, b = [f"seed{s}" for s in seeds], oasis.noise_from_seeds(seeds, noise_dim)
+    # A walk: b moves from a to the noise of the next seed.
+    if args.interpolate:
+        ends = oasis.noise_from_seeds([args.seed, args.seed + 1], noise_dim)
+        b = interpolate(*ends, args.interpolate)
+        names = [f"{names[0]}-to-{args.seed + 1}_{k:03d}of{len(b)}" for k in range(1, len(b) + 1)]
+    # Figure 1, locally: where(region, b, a). The first picture, a everywhere, has a vector per
+    # pixel, too. The arithmetic is the same, so what G cannot reach is equal to the last bit.
+    if region is not None:
+        b = oasis.local_noise(b[:1].expand_as(b), b, region)
+    return names, b
 
 
-# ---- The plan: one recipe per picture ------------------------------------------------------------
-#
-# Everything is decided before anything is drawn: which files there will be and what is in them.
-
-# Recipes that agree in these draw the same pixels; their other entries tell where things lay.
-DECISIVE = ("weights", "labels_sha256", "size", "seed", "to_seed", "t", "region_sha256")
-
-
-@dataclass
-class Picture:
-    """A picture to draw: its file, its scene's place in the list, its caption and its recipe."""
-    path: Path
-    scene: int
-    caption: str
-    recipe: dict
+def save(image, path, overwrite, **options):
+    """PIL image -> file, unless there is one; never half of it."""
+    if overwrite or not path.exists():
+        with data.write_whole(path) as partial:
+            image.save(partial, **options)
 
 
-def plan_scene(scene, number, edit, model, checkpoint, out):
-    """All pictures of one scene -> [Picture]; [] where a class to re-sample is missing."""
-    names = model.class_names
-    common = {"checkpoint": str(checkpoint.resolve()), "weights": model.fingerprint,
-              **scene.source, "predicted": edit.recreate, "size": list(scene.labels.shape),
-              "replace": {names[old]: names[new] for old, new in edit.replace.items()},
-              "labels_sha256": digest(scene.labels)}
-    where = {}
-    if edit.local:
-        region = edit.region(scene)
-        if not region.any():
-            return []
-        where = {"classes": [names[k] for k in edit.classes], "mask": edit.mask_name,
-                 "box": edit.box, "region_sha256": digest(region)}
-    changes, places = edit.words(names)
-    a = edit.seed
+def draw_scene(model, name, labels, photo, args, start, folder):
+    """Draw and save all pictures of a label map -> (row of the contact sheet, mean_change or None).
 
-    def picture(seed, words, caption, **recipe):
-        name = "_".join([scene.name, f"seed{seed}", *changes, *words])
-        return Picture(out / f"{name}.png", number, caption, {**common, "seed": seed, **recipe})
-
-    if edit.frames:
-        return [picture(a, [*places, f"to-seed{a + 1}", f"{j:03d}of{edit.frames}"], f"t = {t:.2f}",
-                        to_seed=a + 1, t=t, frame=j, frames=edit.frames, **where)
-                for j, t in enumerate(np.linspace(0, 1, edit.frames).round(6).tolist())]
-    if edit.local:
-        return [picture(a, [], f"seed {a}")] + [
-            picture(a, [*places, f"seed{b}"], f"there seed {b}", to_seed=b, t=1.0, **where)
-            for b in range(a + 1, a + 1 + edit.num)]
-    return [picture(seed, [], f"seed {seed}") for seed in range(a, a + edit.num)]
-
-
-def noise_of(recipe, region, noise_dim):
-    """The noise a recipe stands for: (C,) without a region, (C, H, W) with one, bool (H, W)."""
-    seeds = [recipe["seed"], recipe.get("to_seed", recipe["seed"])]
-    a, b = noise_from_seeds(seeds, noise_dim)
-    if "frames" in recipe:
-        b = interpolate(a, b, recipe["frames"])[recipe["frame"]]
-    return b if region is None else local_noise(a, b[None], region)[0]
-
-
-def already_drawn(path, recipe):
-    """Does the file hold this very picture? Another picture under its name is a SampleError."""
-    if not path.exists():
-        return False
-    with data.readable(path), Image.open(path) as picture:
-        stored = json.loads(picture.info.get("recipe", "{}"))
-    differing = [key for key in DECISIVE if stored.get(key) != recipe.get(key)]
-    if differing:
-        raise SampleError(f"{path}: exists already and is another picture (another "
-                          f"{', '.join(differing)}); choose another --out, or delete it")
-    return True
-
-
-# ---- Writing files -------------------------------------------------------------------------------
-
-
-def save_png(path, image, recipe=None):
-    """PIL image -> png, with its recipe inside."""
-    info = PngInfo()
-    if recipe:
-        info.add_text("recipe", json.dumps(recipe))
-    with layouts.written_whole(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=info)
-
-
-def save_prediction(scene, model, out):
-    """The discriminator's label map as a palette png: ids for --labels, colours for the eye."""
-    path = out / f"{scene.name}_labels.png"
-    recipe = {"weights": model.fingerprint, "labels_sha256": digest(scene.predicted),
-              "size": list(scene.predicted.shape), **scene.source}
-    if not already_drawn(path, recipe):
-        image = Image.fromarray(model.file_ids[scene.predicted])
-        image.putpalette(model.file_palette.tobytes())
-        save_png(path, image, recipe)
-
-
-def save_walk(row, stem):
-    """Interpolation -> one strip png, and a gif that walks to the end and back."""
-    frames = [Image.fromarray(pixels) for pixels in row]
-    save_png(stem.with_name(stem.name + "_strip.png"), Image.fromarray(np.concatenate(row, axis=1)))
-    with layouts.written_whole(stem.with_name(stem.name + ".gif")) as temporary:
-        frames[0].save(temporary, format="GIF", save_all=True, duration=100, loop=0,
-                       append_images=frames[1:] + frames[-2:0:-1])
-
-
-def sheet_row(scene, edit, palette):
-    """The left part of a contact sheet's row: what was given. -> {caption: (H, W, 3) uint8}"""
-    given = {}
-    if scene.truth is not None:
-        given["label map"] = data.colourise(scene.truth, palette)
-    if scene.photo is not None:
-        given["photo"] = scene.photo
-    drawn = data.colourise(scene.labels, palette)
-    if edit.local:                                    # dim what stays, so that the region shines
-        drawn = np.where(edit.region(scene)[..., None], drawn, drawn // 3)
-    given["segmented" if edit.recreate else "label map"] = drawn
-    return given
-
-
-# ---- Drawing -------------------------------------------------------------------------------------
-#
-# A stream: label maps are read, drawn in batches and saved one after another; only the rows of the
-# contact sheet are kept. So memory does not grow with the number of label maps.
-
-
-def draw(plan, scene_at, edit, model, batch_size):
-    """Draw and save what does not exist yet, in batches across scenes. Yields (Picture, pixels)."""
-    for _, pictures in itertools.groupby(plan, key=lambda picture: picture.recipe["size"]):
-        while batch := list(itertools.islice(pictures, batch_size)):
-            missing = [p for p in batch if not p.path.exists()]
-            pixels = {}
-            if missing:
-                scenes = [scene_at(p.scene) for p in missing]
-                noise = [noise_of(p.recipe, edit.region(scene) if edit.local else None,
-                                  model.generator.noise_dim) for p, scene in zip(missing, scenes)]
-                drawn = paint(model.generator, np.stack([scene.labels for scene in scenes]),
-                              torch.stack(noise), batch_size)
-                for p, array in zip(missing, drawn):
-                    save_png(p.path, Image.fromarray(array), p.recipe)
-                    pixels[p.path] = array
-            for p in batch:
-                yield p, pixels[p.path] if p.path in pixels else np.asarray(Image.open(p.path))
-
-
-def draw_plan(plan, scene_at, edit, model, batch_size, out):
-    """Draw everything, strips and gifs on the way, contact sheet and measurement at the end."""
-    rows, row_names, change = [], [], 0
-    bar = tqdm(draw(plan, scene_at, edit, model, batch_size), "drawing", len(plan), unit="picture",
-               disable=None)
-    for number, group in itertools.groupby(bar, key=lambda drawn: drawn[0].scene):
-        group = list(group)
-        scene, row = scene_at(number), [pixels for _, pixels in group]
-        if edit.recreate:
-            save_prediction(scene, model, out)
-        if edit.frames:
-            save_walk(row, out / group[0][0].path.stem.rpartition("_")[0])
-        elif edit.local:
-            region = edit.region(scene)
-            change += sum(change_by_distance(row[0], after, region) for after in row[1:])
-        if len(rows) < SHEET_ROWS:
-            given = sheet_row(scene, edit, model.palette)
-            rows.append([*given.values(), *row[:SHEET_COLUMNS]])
-            row_names.append(scene.name)
-            titles = [*given, *(p.caption for p, _ in group[:SHEET_COLUMNS])]
-    save_sheet(rows, row_names, titles, out)
-    if edit.local and not edit.frames:
-        print(describe_change(change, reach(model.generator)))
-
-
-def save_sheet(rows, row_names, titles, out):
-    """contact_sheet.png: one row per label map, small pictures enlarged."""
-    scale = 2 if max(rows[0][0].shape) <= 128 else 1
-    save_png(out / "contact_sheet.png", data.picture_grid(rows, row_names, titles, scale))
-    print(f"{out / 'contact_sheet.png'}: a contact sheet of {len(rows)} label maps")
-
-
-def segment(readers, edit, model, out):
-    """--segment: save what the discriminator sees in each photo, draw nothing."""
-    rows, names = [], []
-    for read in tqdm(readers, "segmenting", unit="photo", disable=None):
-        scene = edit.apply(read(), model)
-        save_prediction(scene, model, out)
-        if len(rows) < SHEET_ROWS:
-            given = sheet_row(scene, edit, model.palette)
-            rows.append(list(given.values()))
-            names.append(scene.name)
-    save_sheet(rows, names, list(given), out)
-
-
-def run(args):
-    """One command: plan everything, which finds all mistakes, then draw."""
-    device = data.pick_device(args.device)
-    checkpoint = Path(args.checkpoint) if args.checkpoint else newest_checkpoint()
-    model = load_model(checkpoint, args.preset, device, args.data_root)
-    if args.size:
-        check_size("--size", args.size, model.generator)
-    edit, readers = read_edit(args, model), find_scenes(args, model)
-    changes, places = edit.words(model.class_names)
-    kind = changes + places + [f"walk{edit.frames}"] * bool(edit.frames)
-    parent = Path("samples") if args.preset else checkpoint.parent / "samples"
-    out = Path(args.out) if args.out else parent / "_".join([model.title, *kind])
-    print(f"{checkpoint} ({model.preset}, {len(model.class_names)} classes) on {device}")
-    if args.segment is not None:
-        segment(readers, edit, model, out)
-        return
-
-    # Each label map is read twice, now and when it is drawn, with --recreate by D. But a mistake
-    # in the last of ten thousand label maps is better known before the first picture is written.
-    @lru_cache(maxsize=2)
-    def scene_at(number):
-        return edit.apply(readers[number](), model)
-
-    plan = []
-    for number in tqdm(range(len(readers)), "reading", unit="label map", leave=False, disable=None):
-        pictures = plan_scene(scene_at(number), number, edit, model, checkpoint, out)
-        if not pictures:
-            print(f"{scene_at(number).name}: skipped, it has no pixel of the class to re-sample")
-        plan += pictures
-    if not plan:
-        raise SampleError("none of the label maps has a pixel of the class to re-sample: "
-                          + ", ".join(model.class_names[k] for k in edit.classes))
-    kept = sum(already_drawn(picture.path, picture.recipe) for picture in plan)
-    draw_plan(plan, scene_at, edit, model, args.batch_size, out)
-    record = {"format": "oasis-pictures-1",
-              "pictures": [{"file": str(p.path.resolve()), **p.recipe} for p in plan]}
-    path = Path(args.json) if args.json else out / "record.json"
-    with layouts.written_whole(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    print(f"{out}: {len(plan) - kept} pictures drawn" + f", {kept} were there already" * bool(kept))
-
-
-# ---- Command line --------------------------------------------------------------------------------
+    The row, {caption: picture}, begins with what was given. {}: the map has no pixels to change.
+    start: the words for file names that all pictures have in common.
+    """
+    row = {} if labels is None else {"label map": data.colourise(labels, model.palette)}
+    stem = str(folder / name) + ("_{}x{}".format(*args.size) if args.size else "")
+    if args.recreate is not None:
+        labels = recreate(model, photo, Path(f"{stem}_labels.png"), args.overwrite)
+        row |= {"photo": photo, "D sees": data.colourise(labels, model.palette)}
+        stem = f"{stem}_recreated"
+    region = find_region(args, model, labels)
+    if region is not None and not region.any():
+        return {}, None
+    names, noise = make_noise(args, region, model.generator.noise_dim)
+    # All pictures are read again, those that existed too: the contact sheet shows what is kept.
+    paths = [Path(f"{stem}{start}_{name}.png") for name in names]
+    if args.overwrite or not all(path.exists() for path in paths):
+        try:
+            for path, picture in zip(paths, paint(model.generator, labels, noise)):
+                save(Image.fromarray(picture), path, args.overwrite)
+        except oasis.UserError as error:
+            raise oasis.UserError(f"{name}: {error}; --size H W resizes it") from error
+    drawn = [data.read_photo(path) for path in paths]
+    if args.interpolate:          # one png with all pictures, and a gif that goes there and back
+        path = Path(str(paths[0]).replace("_001of", "_walk"))
+        save(data.picture_grid([drawn]), path, args.overwrite)
+        first, *rest = [Image.fromarray(picture) for picture in drawn + drawn[-2:0:-1]]
+        save(first, path.with_suffix(".gif"), args.overwrite, save_all=True, append_images=rest,
+             duration=100, loop=0)
+    change = None if region is None else mean_change(drawn[0], drawn[1:], region)
+    return row | dict(zip(names, drawn)), change
 
 
 def parse_arguments(argv):
-    parser = argparse.ArgumentParser(
-        "sample.py", description="Draw pictures from label maps with a trained generator. Without "
-        "arguments: four pictures for each of the first eight validation label maps of the newest "
-        "run. Pictures that exist with the same recipe are kept, so a stopped command goes on when "
-        "given again. Exit code: 0, or 2 with one sentence if anything is wrong.")
-    add = parser.add_argument_group("model").add_argument
-    add("--checkpoint", metavar="FILE", help="best.pt or latest.pt of a run, or a released "
-        "*_EMA.pth (default: latest.pt of the run in runs/ that was written to last)")
-    add("--preset", choices=list(NUM_CLASSES), help="the checkpoint is one of the authors' "
-        "released files, for this dataset")
-    add("--device", metavar="NAME", help="cpu, cuda or cuda:1 (default: the GPU if there is one)")
-    add("--batch-size", type=at_least(1), default=8, metavar="B", help="pictures drawn at once "
-        "(default: 8); changes speed and memory, not the pictures")
-    add = parser.add_argument_group("what to draw").add_argument
-    add("--labels", metavar="FILE|DIR", help="label maps: png files of ids as the dataset ships "
-        "them, of palette indices or of the run's colours (default: the model's validation set)")
-    add("--data-root", metavar="DIR", help="folder of the validation set, if it has moved since "
-        "training or the model is a released one (ADE20K's class names lie there, too)")
-    add("--size", nargs=2, type=at_least(1), metavar=("H", "W"), help="resize to this (default: "
-        "label maps as they are, photos and the validation set as in training)")
-    add("--limit", type=at_least(1), metavar="M", help="only the first M label maps or photos "
-        "(default: all that are named, 8 of the validation set)")
-    add("--replace", action="append", default=[], metavar="OLD=NEW", help="exchange a class in "
-        "the label map before drawing, e.g. tree=house; may be given several times")
-    add = parser.add_argument_group("noise: other pictures for the same label map").add_argument
-    add("--num", type=at_least(1), metavar="K", help="pictures per label map (default: 4; 1 "
-        "for a model without noise, which knows no more)")
-    add("--seed", type=at_least(0), default=0, metavar="S", help="picture k = 0, 1, ... of every "
-        "label map has the noise of seed S + k (default: 0), so sheet columns share their noise")
-    add("--interpolate", type=at_least(2), metavar="K", help="K pictures on the way from the noise "
-        "of seed S to that of S + 1, along the sphere: png files, a strip and a gif")
-    add = parser.add_argument_group(
-        "local noise: only a region changes (several regions add up)",
-        "The picture keeps the noise of seed S. The region gets that of seeds S + 1 ... S + K, or "
-        "walks from S to S + 1 with --interpolate. Prints how much changed where.").add_argument
-    add("--resample-class", action="append", default=[], metavar="NAME|ID", help="all pixels of a "
-        "class; may be given several times")
-    add("--resample-mask", metavar="FILE", help="the white part of a picture of the drawn size")
-    add("--resample-box", nargs=4, type=int, metavar=("X", "Y", "W", "H"), help="a rectangle, in "
-        "pixels: its left and upper edge, width and height")
-    add = parser.add_argument_group("photo in, scene out (Figure 4)").add_argument
-    add("--recreate", nargs="?", const="", metavar="PHOTO|DIR", help="let the discriminator read "
-        "the label map off a photo, then draw from it (no value: the validation set's photos)")
-    add("--segment", nargs="?", const="", metavar="PHOTO|DIR", help="save that label map only")
-    add = parser.add_argument_group("output").add_argument
-    add("--out", metavar="DIR", help="folder for the pictures and contact_sheet.png (default: one "
-        "in the run's samples/, named by checkpoint and edit)")
-    add("--json", metavar="FILE", help="the record: for each picture what is needed to draw it "
-        "again (default: record.json beside the pictures)")
+    parser = argparse.ArgumentParser("sample.py", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add, what, where = (group.add_argument for group in (
+        parser, parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group()))
+    add("--checkpoint", metavar="FILE", help="latest.pt or best.pt of a run")
+    what("--labels", metavar="FILE|DIR", help="label maps: pngs of ids, palette pngs")
+    what("--recreate", nargs="?", const="", metavar="PHOTO|DIR", help="no value: validation photos")
+    where("--resample-class", metavar="NAME|ID", help="change only these pixels")
+    where("--resample-mask", metavar="FILE", help="change only where this picture is white")
+    add("--interpolate", type=int, metavar="K", help="K pictures on the way from seed S to S + 1")
+    add("--num", type=int, default=4, metavar="K", help="pictures per label map (default: 4)")
+    add("--seed", type=int, default=0, metavar="S", help="of the first picture; the next has S + 1")
+    add("--limit", type=int, metavar="M", help="number of label maps (default: 8 or all files)")
+    add("--size", type=int, nargs=2, metavar=("H", "W"), help="resize label maps and photos")
+    add("--data-root", metavar="DIR", help="the dataset, if it has moved since training")
+    add("--out", metavar="DIR", help="folder for the pictures")
+    add("--overwrite", action="store_true", help="draw pictures anew that exist")
+    add("--device", help="cpu, cuda, cuda:1 (default: the GPU if there is one)")
     return parser.parse_args(argv)
 
 
+@oasis.exit_in_words("sample.py")
 def main(argv=None):
-    """The command line; returns the exit code."""
+    """Draws what the options ask for; prints the model, the contact sheet's path, the change."""
     args = parse_arguments(argv)
-    oasis.keep_freed_memory()
-    try:
-        run(args)
-    except (SampleError, data.DataError, oasis.CheckpointError) as error:
-        print(f"sample.py: error: {error}", file=sys.stderr)
-        return 2
-    except torch.OutOfMemoryError:
-        print(f"sample.py: error: the GPU's memory does not hold --batch-size {args.batch_size}; "
-              "choose a smaller one", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("sample.py: interrupted; the same command goes on with it", file=sys.stderr)
-        return 1
-    return 0
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    path = oasis.find_checkpoint(args.checkpoint)
+    model = load_model(path, device)
+    print(f"{path}: {model.preset}, {len(model.palette)} classes, step {model.step}, on {device}")
+    if args.recreate is not None and not model.discriminator:
+        raise oasis.UserError(f"{path}: holds no discriminator that could read label maps")
+    folder = Path(args.out or f"samples/{path.resolve().parent.name}-{path.stem}-step{model.step}")
+    place = Path(args.resample_class or args.resample_mask or "").stem.replace(" ", "-")
+    start = f"_seed{args.seed}_resample-{place}" if place else ""
+    rows, changes, old = [], [], set(folder.glob("*"))
+    for scene in tqdm(find_scenes(args, model), "drawing", disable=None):
+        row, change = draw_scene(model, *scene, args, start, folder)
+        if row:
+            rows, changes = [*rows, row][:16], [*changes, change]     # a sheet has 16 rows at most
+    if not rows:
+        raise oasis.UserError("none of the label maps has a pixel to change")
+    kind = "_recreated" * (args.recreate is not None) + start + "_walk" * bool(args.interpolate)
+    sheet, scale = folder / f"contact_sheet{kind}.png", 2 if max(model.size) <= 128 else 1
+    save(data.picture_grid([list(row.values()) for row in rows], list(rows[0]), scale), sheet, True)
+    new, fate = len(set(folder.glob("*")) - old), "overwritten" if args.overwrite else "kept"
+    print(f"{sheet}; {new} new files, those that were there already are {fate}")
+    if place:
+        print("mean change: {:.4f} in the region, {:.4f} outside".format(*np.mean(changes, 0)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

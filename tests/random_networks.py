@@ -1,16 +1,11 @@
-"""Random images, and the networks of FID and LPIPS with random weights: tests download nothing."""
+"""Random images, and FID's network with random weights: tests download nothing."""
 
-from pathlib import Path
-
-import lpips
 import pytest
 import pytorch_fid.inception
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
-
-import distances
 
 
 def random_images(count, height, width, seed=0):
@@ -52,17 +47,3 @@ def pytorch_fid_features(inception_file):
         with torch.no_grad():
             return network((images + 1) / 2)[0].flatten(1)
     return features
-
-
-@pytest.fixture(scope="module")
-def random_lpips(tmp_path_factory):
-    """The lpips package's network, random VGG16, published linear weights; ours of its tensors."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        theirs = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()
-    linear = Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth"
-    assert distances.file_hash(linear) == distances.LPIPS_LINEAR[1]       # the file that we fetch
-    backbone = tmp_path_factory.mktemp("vgg") / "vgg16.pth"
-    torch.save({"features." + name.split(".", 1)[1]: tensor
-                for name, tensor in theirs.net.state_dict().items()}, backbone)
-    return theirs, distances.LPIPS(backbone, linear)
