@@ -1,568 +1,545 @@
-"""Scores: how good, how faithful and how varied the generated images are.
+"""Scores: how realistic the generated images are, and how well they follow their label maps.
 
-    python metrics.py --checkpoint runs/toy/best.pt               # scores a run of train.py
-    python metrics.py --checkpoint F --data-root D --metrics fid,miou,lpips --json scores.json
-    python metrics.py --real photos --fake generated              # two folders, whoever made them
-    torchrun --nproc_per_node=8 metrics.py --checkpoint F --data-root D
+    python metrics.py                                        # the newest run, else assets/toy.pt
+    python metrics.py --checkpoint F --data-root D --metrics fid,miou
+    python metrics.py --real DIR --fake DIR                  # FID of two folders of images
+    torchrun --nproc_per_node=8 metrics.py --checkpoint F    # the same scores, sooner
 
-distances.py has the measures, segmenter.py the network behind mIoU; here they are applied to sets
-of images. Each score comes with its protocol in words (network and weights, size, number of
-images), because scores can only be compared where protocols agree. `*_real` is the same score of
-real images: the ceiling of mIoU, and the floor of a distance, measured between two halves of the
-real images.
+Scores can only be compared where their protocols agree: the network behind them, the size and the
+number of images. So each one is printed with its protocol. Beside it stands the same score of real
+images. For a distance that is the distance between the even and the odd real images, which no
+generator gets much below. For mIoU it is a reference only: generated images may be easier to read.
 
-Each set is reduced to statistics that add up over images, so memory does not grow with their
-number, and several processes just add up theirs. Conventions: images (B, 3, H, W) in [−1, 1],
-rounded to the 256 levels of a png before anything is measured, so that a run and the pictures saved
-from it score alike; statistics in float64; one noise seed per image; no global random state is
-touched.
+Conventions: images (B, 3, H, W) in [−1, 1], rounded to the 256 levels of a png before anything is
+measured. Networks run in float32. Image i gets the noise of seed + i. A set of images is reduced to
+float64 sums over its images, so memory does not grow and several processes add up theirs.
 """
 
 import argparse
 import hashlib
-import json
-import os
 import sys
-from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from PIL import Image
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+from torch.nn.utils import parametrize
 from tqdm import tqdm
 
 import data
-import layouts
-import models
+import losses
 import oasis
-from data import at_least
-from distances import (LPIPS, InceptionFeatures, MetricsError, colour_distance, colour_histogram,
-                       moment_distance, moments, ms_ssim_scales, pairwise_ms_ssim, quantise,
-                       texture_distance, texture_histogram)
-from segmenter import (Segmenter, add_over_processes, class_iou, encoder_features, everywhere,
-                       load_exported, load_segmenter, mean_iou, pixel_accuracy, process, quiet,
-                       segmenter_from, train_segmenter_file)
-
-# Not used below, but looked for here:
-from distances import frechet_distance, ms_ssim          # noqa: E402, F401
-from segmenter import confusion_matrix, train_segmenter  # noqa: E402, F401
+from oasis import UserError
 
 METRICS = {     # name -> what it says
     "miou": "mean intersection over union of a fixed segmentation network ↑ (Table 1)",
-    "accuracy": "share of pixels that this network names right ↑",
-    "fd_segmenter": "Fréchet distance between features of the trained segmenter ↓",
+    "fd_segmenter": "Fréchet distance between features of that network ↓",
     "fid": "Fréchet Inception distance ↓ (Table 1)",
-    "ms_ssim": "structural similarity of images of one label map ↓ (Table 2; low: diverse)",
-    "lpips": "perceptual distance of images of one label map ↑ (Table 2; high: diverse)",
-    "colour": "earth mover's distance between LAB histograms ↓ (Figure 3)",
-    "texture": "χ² distance between histograms of local binary patterns ↓ (Figure 3)",
     "d_miou": "mIoU of OASIS's own discriminator on real images ↑ (Sec. 3: 40.0 on ADE20K)",
 }
-DISTANCES = {"fid": moment_distance, "fd_segmenter": moment_distance, "colour": colour_distance,
-             "texture": texture_distance}
-SAMPLES = 20    # images per label map for MS-SSIM and LPIPS, as the authors took for Table 2
 
 
-# ---- Sets of images, reduced to statistics -------------------------------------------------------
+def gather(value):
+    """This value as every process has it, in a list. A tensor must be on the CPU."""
+    values = [value] * oasis.rank_and_size()[1]
+    if dist.is_initialized():
+        dist.all_gather_object(values, value)
+    return values
 
 
-@contextmanager
-def evaluating(*networks):
-    """Networks in eval mode and no gradients inside; each one's own mode again afterwards."""
-    networks = [network for network in networks if network is not None]
-    modes = [network.training for network in networks]
-    for network in networks:
-        network.eval()
+# ---- Fréchet distance ----------------------------------------------------------------------------
+#
+# Heusel et al., 2017: describe each set of images by the mean and covariance of a network's
+# features, and take the Fréchet distance between the two Gaussians with these moments.
+
+
+def quantise(images):
+    """Round images in [−1, 1] to the 256 levels that a png can hold."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+
+
+def moments(features):
+    """Features (n, d) -> (d+1, d+1) float64: Σ [1 f]ᵀ[1 f], which holds n, Σ f and Σ f fᵀ at once.
+
+    The moments of several batches, or of several processes, simply add up.
+    """
+    rows = F.pad(features.double(), (1, 0), value=1.0)
+    return rows.T @ rows
+
+
+def frechet_distance(mu1, sigma1, mu2, sigma2):
+    """|μ1 − μ2|² + Tr(Σ1 + Σ2 − 2 (Σ1 Σ2)^½), a float. Tensors or arrays, (d,) and (d, d).
+
+    Σ1 Σ2 is not symmetric, and a general square root of it is slow, and fails where a covariance
+    is singular. But only the root's trace is needed: the sum of the roots of the eigenvalues of
+    Σ1 Σ2. With Σ1 = V diag(λ) Vᵀ these are the eigenvalues of the symmetric λ^½ Vᵀ Σ2 V λ^½.
+    """
+    mu1, sigma1, mu2, sigma2 = (torch.as_tensor(t, dtype=torch.float64)
+                                for t in (mu1, sigma1, mu2, sigma2))
+    # With fewer images than features most eigenvalues are 0 and come out as ±1e-16. The root would
+    # make 1e-8 of this rounding error, thousands of times. So they are left out.
+    eps = len(mu1) * torch.finfo(torch.float64).eps
+    eigenvalues, vectors = torch.linalg.eigh(sigma1)                        # ascending
+    true = eigenvalues > eps * eigenvalues[-1:]
+    half = vectors[:, true] * eigenvalues[true].sqrt()                      # V λ^½
+    squares = torch.linalg.eigvalsh(half.T @ sigma2 @ half)
+    roots = squares[squares > eps * squares[-1:]].sqrt()
+    distance = (mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * roots.sum()
+    return max(distance.item(), 0.0)
+
+
+def moment_distance(a, b):
+    """Fréchet distance between two sums of moments(). Covariances are divided by n − 1."""
+    means = [total[0, 1:] / total[0, 0] for total in (a, b)]
+    covariances = [(total[1:, 1:] - total[0, 0] * torch.outer(mean, mean)) / (total[0, 0] - 1)
+                   for total, mean in zip((a, b), means)]
+    return frechet_distance(means[0], covariances[0], means[1], covariances[1])
+
+
+# ---- FID's network -------------------------------------------------------------------------------
+
+INCEPTION = ("https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+             "pt_inception-2015-12-05-6726825d.pth", "6726825d")
+
+
+def fetch(url, digits):
+    """Path of a file in PyTorch's hub folder, downloaded once. Its SHA-256 begins with `digits`."""
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
     try:
-        with torch.no_grad():
-            yield
-    finally:
-        for network, mode in zip(networks, modes):
-            network.train(mode)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, path, digits, progress=False)
+    except (OSError, RuntimeError) as error:            # RuntimeError: what came has another hash
+        raise UserError(f"{url} could not be fetched ({error}); download it where there is a "
+                        f"network and put it at {path}") from error
+    return path
 
 
-def my_batches(count, batch_size):
-    """This process's batches of the images 0 … count − 1, as (half, indices).
+def network_hash(network):
+    """First 8 hex digits of the SHA-256 of all weights: tells one network from another."""
+    weights = [tensor.cpu().contiguous().numpy() for tensor in network.state_dict().values()]
+    return hashlib.sha256(b"".join(array.tobytes() for array in weights)).hexdigest()[:8]
 
-    The even and the odd images are two halves, never mixed in one batch: between them the floor of
-    a distance is measured. MetricsError where there are too few for a covariance of each half.
+
+class InceptionFeatures(nn.Module):
+    """The network of FID: images (B, 3, H, W) in [−1, 1] -> its 2048 pooled features (B, 2048).
+
+    weights: a file in the layout of pytorch-fid's; None: that file, downloaded once. Images are
+    resized to 299×299, bilinear without antialiasing, as FID always did. Raises UserError.
     """
-    rank, world = process()
-    if count < max(4, 2 * world):
-        raise MetricsError(f"{count} image{'s' * (count != 1)} for {world} process"
-                           f"{'es' * (world > 1)}: statistics need at least 4, and 2 for each "
-                           f"process")
-    return [(half, share[i:i + batch_size]) for half in (0, 1)
-            for share in [range(half, count, 2)[rank::world]]
-            for i in range(0, len(share), batch_size)]
+
+    def __init__(self, weights=None):
+        super().__init__()
+        with torch.device("meta"):      # no memory and no random numbers before the weights come
+            network = torchvision.models.Inception3(1008, aux_logits=False, init_weights=False)
+        network.load_state_dict(oasis.read_tensors(weights or fetch(*INCEPTION)), assign=True)
+        network.fc = nn.Identity()      # what the classifier would read are the features
+        # torchvision has a later network than FID's of 2015. That one leaves the padding out of
+        # its average pools, and takes a maximum in its very last block.
+        for block in network.children():
+            if hasattr(block, "branch_pool"):
+                replace_pooling(block, nn.AvgPool2d(3, 1, padding=1, count_include_pad=False))
+        replace_pooling(network.Mixed_7c, nn.MaxPool2d(3, 1, padding=1))
+        self.network = network.to(torch.get_default_dtype())
+        self.description = f"Inception {network_hash(network)}, 299×299 bilinear"
+        self.requires_grad_(False).eval()
+
+    def forward(self, images):
+        return self.network(F.interpolate(images, (299, 299), mode="bilinear", align_corners=False))
 
 
-def load_batches(dataset, count, batch_size, device, workers, title):
-    """Yields (half, images, labels, indices) of this process's share of a dataset."""
-    batches = my_batches(count, batch_size)
-    loader = data.make_loader(dataset, [list(indices) for _, indices in batches], workers)
-    bar = tqdm(loader, title, leave=False, disable=quiet())
-    for (half, indices), (images, labels) in zip(batches, bar):
-        yield half, images.to(device), labels.to(device), indices
+def replace_pooling(block, pool):
+    """Make the pooling branch of an Inception block read pool(input) instead of its own average."""
+    block.register_forward_pre_hook(lambda _, inputs: setattr(block, "pooled", pool(*inputs)))
+    block.branch_pool.register_forward_pre_hook(lambda *_: block.pooled)
 
 
-def summarise(batches, measures):
-    """Add up statistics over images and processes -> {name: (2, …) float64}, even and odd images.
+# ---- mIoU ----------------------------------------------------------------------------------------
+#
+# Does an image show what its label map asked for? A fixed segmentation network reads the label map
+# back from the generated image. The better it succeeds, the better G followed the map.
 
-    batches: yields (half, images, labels, …). measures: {name: function of (images, labels)}.
+
+def confusion_matrix(prediction, target, num_classes, ignore_label=None):
+    """How many pixels of each class (row) were given each name (column): (N, N) int64.
+
+    prediction, target: int64 tensors of one shape, ids 0 … N−1. Pixels whose target is ignore_label
+    are not counted.
     """
-    totals = {}
-    for half, images, labels, *_ in batches:
-        images = quantise(images)
-        for name, measure in measures.items():
-            value = measure(images, labels)
-            if name not in totals:
-                totals[name] = value.new_zeros((2, *value.shape))
-            totals[name][half] += value
-    for total in totals.values():
-        add_over_processes(total)
-    return totals
+    ids = torch.stack([prediction.flatten(), target.flatten()])
+    if ids.min() < 0 or ids.max() >= num_classes:
+        raise ValueError(f"ids {ids.min()} to {ids.max()}, possible are 0 to {num_classes - 1}")
+    if ignore_label is not None:
+        ids = ids[:, ids[1] != ignore_label]
+    pairs = ids[1] * num_classes + ids[0]
+    return torch.bincount(pairs, minlength=num_classes ** 2).view(num_classes, num_classes)
+
+
+def class_iou(confusion):
+    """Intersection over union of each class, (N,) float64; NaN where a class never occurs."""
+    confusion = confusion.double()
+    right = confusion.diag()
+    return right / (confusion.sum(0) + confusion.sum(1) - right)
+
+
+def mean_iou(confusion):
+    """Mean of class_iou over the classes that occur, in labels or in prediction. A float."""
+    return class_iou(confusion).nanmean().item()
+
+
+class Segmenter:
+    """A network that names the class of every pixel, whoever trained it, as dataset's class ids.
+
+    network: images (B, 3, H, W) in [−1, 1] -> logits (B, K, h, w). table: for each of its K classes
+    the id in the dataset, or −1 where the dataset has none: then its next best answer counts. None:
+    K = N, the same classes. Classes that no entry names (16 of Cityscapes' 35) are not scored.
+    size: what images are resized to for it, (H, W). description: its name in the protocol.
+    """
+
+    def __init__(self, network, dataset, table=None, size=None, description=""):
+        self.network, self.size, self.description = network, size, description
+        self.num_classes, self.ignore_label = dataset.num_classes, dataset.ignore_label
+        self.table = torch.as_tensor(range(self.num_classes) if table is None else table)
+        if self.ignore_label is not None:       # never scored, so never an answer either
+            self.table = self.table.masked_fill(self.table == self.ignore_label, -1)
+
+    def confusion(self, images, labels):
+        """images (B, 3, H, W), labels (B, H, W) -> confusion matrix (N, N) float64."""
+        if self.size:
+            images = F.interpolate(images, self.size, mode="bilinear", antialias=True)
+        logits, table = self.network(images), self.table.to(labels.device)        # (B, K, h, w)
+        if logits.shape[2:] != labels.shape[1:]:
+            logits = F.interpolate(logits, labels.shape[1:], mode="bilinear")     # (B, K, H, W)
+        best = logits.masked_fill((table < 0)[:, None, None], -torch.inf).argmax(1)
+        counts = confusion_matrix(table[best], labels, self.num_classes, self.ignore_label)
+        return counts * torch.isin(torch.arange(len(counts)).to(table), table)[:, None].double()
+
+    def features(self, images):
+        """Deepest encoder features of a network trained here, averaged over space: (B, C)."""
+        return self.network.encode(images)[-1].mean((2, 3))
+
+
+# ---- A segmenter, trained on real images ---------------------------------------------------------
+
+def scoring_network(num_classes, channels):
+    """The discriminator's U-Net with N outputs: a Discriminator of N − 1 classes and "fake".
+
+    Without spectral normalisation and with larger initial weights: those keep two opponents in
+    balance. This network has no opponent, and learns several times faster without them.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = oasis.Discriminator(num_classes - 1, channels)
+        for module in network.modules():
+            if parametrize.is_parametrized(module):
+                parametrize.remove_parametrizations(module, "weight")
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, oasis.LEAK)
+    return network
+
+
+def train_segmenter(dataset, device, steps=None, workers=0):
+    """Train the network behind mIoU on the real images of a training set.
+
+    Minutes on two CPU cores below 256×256, else work for a GPU. Adam; the learning rate rises and
+    falls again. Returns what segmenter.pt holds, a dictionary.
+    """
+    small = dataset.size[0] * dataset.size[1] < 256 * 256
+    channels = [24, 32, 48, 96] if small else [64, 96, 128, 192, 256]
+    batch_size, lr = (8, 6e-3) if small else (16, 1e-3)
+    steps = steps or (600 if small else 10_000)
+    network = scoring_network(dataset.num_classes, channels)
+    network.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(network.parameters(), lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
+    rank, processes = oasis.rank_and_size()
+    whole = iter(data.BatchSampler(len(dataset), min(batch_size, len(dataset)), seed=0))
+    shares = [next(whole)[rank::processes] for _ in range(steps)]       # need not be equally large
+    loader = data.make_loader(dataset, shares, workers)
+    for images, labels in tqdm(loader, "segmenter", leave=False, disable=rank > 0 or None):
+        images, labels = images.to(device, torch.get_default_dtype()), labels.to(device)
+        # Class weights 1/√(pixels in the whole batch), 0 for unknown: half way between the plain
+        # loss, which forgets small classes, and OASIS's full balance, which sees them everywhere.
+        counts = sum(gather(losses.count_classes(labels, dataset.num_classes).cpu())).to(device)
+        weights = counts.clamp(min=1).to(images.dtype).rsqrt()
+        if dataset.ignore_label is not None:
+            weights[dataset.ignore_label] = 0
+        loss = F.cross_entropy(network(images), labels, weights, reduction="sum")
+        loss = loss / (counts * weights).sum().clamp(min=1e-9)          # a batch may be all unknown
+        optimizer.zero_grad()
+        (loss * processes).backward()           # the mean of these gradients is that of the batch
+        oasis.average_gradients(network)
+        optimizer.step()
+        schedule.step()
+    return {"channels": channels, "network": network.state_dict(),
+            "description": f"U-Net trained {steps} steps on real {dataset.name} train images"}
+
+
+def load_segmenter(content, dataset, device):
+    """What segmenter.pt holds -> Segmenter."""
+    network = scoring_network(dataset.num_classes, content["channels"])
+    network.load_state_dict(content["network"])
+    network.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+    return Segmenter(network, dataset,
+                     description=f"{content['description']} ({network_hash(network)})")
 
 
 # ---- The scorer ----------------------------------------------------------------------------------
-
 
 class Scorer:
     """Scores a generator on a validation set: scorer(G, D) -> {name: float}, as often as one likes.
 
     Args:
-        val_dataset, train_dataset: data.SceneDataset; the latter trains the segmenter. metrics:
-        names out of METRICS. num_images: score on the first so many (None: all). segmenter: a
-        segmenter.Segmenter to use instead of training one, or the file of a trained one. run_dir:
-        folder where the trained segmenter is kept (segmenter.pt) and found again. strict: raise
-        where the weights of a network are missing; otherwise one printed sentence says
-            which file to put where, and that score is left out.
-    After a call, `protocol` says what each score means, `per_class` holds IoU by class name.
+        val_set, train_set: data.SceneDataset. A segmenter is trained on train_set.
+        metrics: names out of METRICS. num_images: score on the first so many (None: all).
+        segmenter: a Segmenter, or what a segmenter.pt holds. None: the one in run_dir; where there
+            is none it is trained, when the first score is due.
+        run_dir: folder that keeps segmenter.pt and real_statistics.pt. None: nothing is kept.
+        inception: an InceptionFeatures, or the file of its weights.
+    After a call, `protocol` says what each score means. The class IoUs are those of `sums["miou"]`
+    for the generated and `real["miou"]` for the real images.
     """
 
-    def __init__(self, val_dataset, train_dataset, device, metrics=("miou", "fd_segmenter", "fid"),
-                 num_images=None, segmenter=None, run_dir=None, *, batch_size=16, seed=0, workers=0,
-                 strict=False, inception=None, segmenter_steps=None):
-        unknown = [name for name in metrics if name not in METRICS]
-        if unknown:
-            raise MetricsError(f"there is no score {unknown[0]!r}; there are {', '.join(METRICS)}")
-        self.dataset, self.device, self.seed = val_dataset, torch.device(device), seed
-        for name, least in (("ms_ssim", 11), ("texture", 3)):      # the width of their windows
-            if name in metrics and min(val_dataset.size) < least:
-                raise MetricsError("{} of images of {}×{}: it needs at least {} pixels each "
-                                   "way".format(name, *val_dataset.size, least))
-        self.count = min(num_images or len(val_dataset), len(val_dataset))
-        self.batch_size, self.workers, self.metrics = batch_size, workers, list(metrics)
-        if self.metrics:
-            my_batches(self.count, batch_size)         # too few images: say so before anything else
-        self.networks, self.segmenter, self.run_dir = {}, None, run_dir
-        for name, build in (("fid", lambda: InceptionFeatures(inception)), ("lpips", LPIPS)):
-            if name in self.metrics:
-                self.load_network(name, build, strict)
-        if {"miou", "accuracy", "fd_segmenter"} & set(metrics):
-            self.segmenter = self.find_segmenter(segmenter, train_dataset, run_dir, segmenter_steps)
-        self.measures = self.choose_measures()
-        self.real = None                           # statistics of real images, made at first use
-        self.protocol, self.per_class = {}, {}
-
-    def load_network(self, name, build, strict):
-        """A network with downloaded weights; without them its score is left out, everywhere."""
-        problem = None
-        try:
-            self.networks[name] = build().to(self.device)
-        except MetricsError as e:
-            problem = e
-        if not everywhere(problem is None, self.device):
-            problem = problem or MetricsError("another process could not load the weights")
-            if strict:
-                raise problem
-            self.metrics.remove(name)
-            if process()[0] == 0:
-                print(f"{name} is left out: {problem}", file=sys.stderr)
-
-    def find_segmenter(self, segmenter, train_dataset, run_dir, steps):
-        """The network behind mIoU: given, found in the run folder, or trained and kept there."""
-        if isinstance(segmenter, Segmenter):
-            if "fd_segmenter" in self.metrics and not hasattr(segmenter.network, "encoder"):
-                raise MetricsError("fd_segmenter is measured on features of a segmenter trained "
-                                   "here, which an exported program does not have")
-            return segmenter
-        path = Path(segmenter or Path(run_dir or "") / "segmenter.pt")
-        # Machines may see a new file at different times; all processes must do the same.
-        found = everywhere(bool(run_dir) and path.is_file(), self.device)
-        if segmenter is None and not found:
-            content = train_segmenter_file(train_dataset, self.device, steps, workers=self.workers)
-            if run_dir and process()[0] == 0:
-                with layouts.written_whole(path) as partial:
-                    torch.save(content, partial)
-            return segmenter_from(content, self.dataset, self.device, path)
-        return load_segmenter(path, self.dataset, self.device)
-
-    def choose_measures(self):
-        """{name: function of (images, labels) -> statistic} for the scores that compare sets."""
-        known = {
-            "miou": lambda images, labels: self.segmenter.confusion(images, labels),
-            "fd_segmenter": lambda images, _: moments(
-                encoder_features(self.segmenter.network, images)),
-            "fid": lambda images, _: moments(self.networks["fid"](images)),
-            "colour": lambda images, _: colour_histogram(images),
-            "texture": lambda images, _: texture_histogram(images),
-        }
-        wanted = {"miou" if name == "accuracy" else name for name in self.metrics}
-        return {name: measure for name, measure in known.items() if name in wanted}
+    def __init__(self, val_set, train_set, device, metrics=("miou", "fd_segmenter", "fid"), *,
+                 num_images=None, segmenter=None, run_dir=None, batch_size=16, seed=0, workers=0,
+                 inception=None, segmenter_steps=None):
+        self.val_set, self.train_set = val_set, train_set
+        self.device, self.metrics = torch.device(device), metrics
+        self.segmenter, self.run_dir, self.segmenter_steps = segmenter, run_dir, segmenter_steps
+        self.batch_size, self.seed, self.workers, self.real = batch_size, seed, workers, None
+        self.count = min(num_images or len(val_set), len(val_set))
+        for name in set(metrics) - set(METRICS):
+            raise UserError(f"there is no score {name!r}; there are {', '.join(METRICS)}")
+        if metrics and self.count < 4:
+            raise UserError(f"{self.count} images: two halves of them need at least 4")
+        if "fid" in metrics and not isinstance(inception, nn.Module):
+            try:
+                inception = InceptionFeatures(inception)
+            except UserError as error:      # a training goes on, and with it the other scores
+                if inception or len(metrics) == 1:
+                    raise
+                if oasis.rank_and_size()[0] == 0:
+                    print(f"fid is left out: {error}", file=sys.stderr)
+        self.inception = inception and inception.to(device)
+        if not all(gather(inception is not None)):
+            self.metrics = [name for name in metrics if name != "fid"]
 
     def __call__(self, generator, discriminator=None):
         """All chosen scores of this generator (and discriminator, for d_miou) -> {name: float}."""
-        with evaluating(generator, discriminator):
-            scores = self.compare(self.draw(generator))
-            scores.update(self.diversity(generator))
-            if "d_miou" in self.metrics and discriminator is not None:
-                scores["d_miou"] = self.discriminator_miou(discriminator)
-        self.protocol = self.describe(scores)
+        networks = [network for network in (generator, discriminator) if network is not None]
+        modes = [network.training for network in networks]
+        for network in networks:
+            network.eval()
+        scores = self.compare(self.images(generator=generator))
+        if "d_miou" in self.metrics and discriminator is not None:
+            # D's last channel, "fake", is no answer here.
+            reader = Segmenter(discriminator, self.val_set, [*range(self.val_set.num_classes), -1])
+            total = self.add_up(self.images(), {"d_miou": reader.confusion})["d_miou"]
+            scores["d_miou"] = mean_iou(total)
+        for network, mode in zip(networks, modes):
+            network.train(mode)
         return scores
 
     def compare(self, batches):
-        """The scores of a set of images against the real ones. batches: as summarise."""
-        with torch.no_grad():
-            if self.real is None:
-                self.real, self.floor = self.measure_real()
-            halves = summarise(batches, self.measures)
-        drawn = {name: both.sum(0) for name, both in halves.items()}
-        scores = {}
-        for name in self.metrics:
-            if name in DISTANCES:
-                scores[name] = DISTANCES[name](drawn[name], self.real[name])
-                scores[f"{name}_real"] = self.floor[name]
-            elif name in ("miou", "accuracy"):
-                score = mean_iou if name == "miou" else pixel_accuracy
-                scores[name] = score(drawn["miou"])
-                scores[f"{name}_real"] = score(self.real["miou"])
-        if "miou" in drawn:
-            iou = zip(class_iou(drawn["miou"]).tolist(), class_iou(self.real["miou"]).tolist())
-            self.per_class = dict(zip(self.dataset.class_names, iou))
-        self.protocol = self.describe(scores)
+        """Scores of a set of images against the real ones. batches: yields (images, labels)."""
+        if self.real is None:
+            self.prepare()
+        self.sums, scores = self.add_up(batches, self.statistics), {}
+        for name, total in self.sums.items():
+            scores[name] = (mean_iou(total) if name == "miou" else
+                            moment_distance(total, self.real[name]))
+            scores[f"{name}_real"] = self.real[f"{name}_real"]
         return scores
 
-    def batches(self, title):
-        """Yields (half, images, labels, indices) of the images scored, this process's share."""
-        return load_batches(self.dataset, self.count, self.batch_size, self.device, self.workers,
-                            title)
+    def prepare(self):
+        """What the first score needs: the segmenter, sums over the real images, the protocols."""
+        val_set, segmenter, inception = self.val_set, self.segmenter, self.inception
+        if {"miou", "fd_segmenter"} & set(self.metrics) and not isinstance(segmenter, Segmenter):
+            key = {"class_names": list(val_set.class_names), "size": list(val_set.size)}
+            content = segmenter or self.remember("segmenter.pt", key, lambda: train_segmenter(
+                self.train_set, self.device, self.segmenter_steps, self.workers))
+            if content.get("key") != key:
+                raise UserError(f"this segmenter is for other classes or sizes than {val_set.name}")
+            segmenter = load_segmenter(content, val_set, self.device)
+        networks = {"miou": segmenter, "fd_segmenter": segmenter, "fid": inception}
+        networks = {n: networks[n].description for n in networks if n in self.metrics}
+        self.statistics = {
+            "miou": lambda images, labels: segmenter.confusion(images, labels),
+            "fd_segmenter": lambda images, _: moments(segmenter.features(images)),
+            "fid": lambda images, _: moments(inception(images))}
+        self.statistics = {name: self.statistics[name] for name in networks}
+        first = val_set[0][0].numpy().tobytes()             # other images may have the same names
+        key = {"images": val_set.names[:self.count], "first": hashlib.sha256(first).hexdigest(),
+               "size": list(val_set.size), "networks": networks}
+        self.real = self.remember("real_statistics.pt", key, self.measure_real)
+        height, width = val_set.size
+        images = f"{self.count} images of {val_set.name} {val_set.split} at {height}×{width}"
+        self.protocol = {f"{name}_real": "even against odd real images" for name in networks}
+        for name, network in networks.items():
+            self.protocol[name] = f"{network}, {images}"
+            if name != "miou" and self.count < len(self.real[name]) - 1:    # the features' number
+                self.protocol[name] += f" (so few bias it upwards: compare values of {self.count})"
+        self.protocol["miou_real"] = "the same of the real images: a reference, not a limit"
+        self.protocol["d_miou"] = f"argmax over D's real classes, real images, {images}"
 
-    def noise(self, seeds, generator):
-        """One noise vector per seed, on the scorer's device."""
-        return oasis.noise_from_seeds(seeds, generator.noise_dim).to(self.device)
+    def remember(self, name, key, make):
+        """A file of the run folder, if it has this key; else what make() returns, kept there.
 
-    def draw(self, generator):
-        """Yields (half, generated images, labels). Image i has the noise of seed + i."""
-        for half, _, labels, indices in self.batches("scoring"):
-            noise = self.noise([self.seed + i for i in indices], generator)
-            yield half, generator(labels, noise), labels
+        All processes get what the first one found.
+        """
+        path = self.run_dir and Path(self.run_dir, name)
+        content = gather(oasis.read_tensors(path) if path and path.is_file() else {})[0]
+        if content.get("key") != key:
+            content = {"key": key, **make()}
+            if path and oasis.rank_and_size()[0] == 0:
+                with data.write_whole(path) as partial:
+                    torch.save(content, partial)
+        return content
 
     def measure_real(self):
-        """Statistics of the real images, distances between their halves; FID's are kept on disk."""
-        measures, real, floor = dict(self.measures), {}, {}
-        cache = None
-        if "fid" in measures:
-            key = dataset_key(self.dataset, self.count, self.networks["fid"].weights_hash)
-            cache = Path(torch.hub.get_dir()) / "oasis-statistics" / f"{key}.pt"
-            kept = read_cache(cache, self.device)
-            if kept:
-                real["fid"], floor["fid"] = kept["sum"].to(self.device), kept["floor"]
-                del measures["fid"]
-        if measures:
-            batches = self.batches("measuring real images")
-            for name, halves in summarise(batches, measures).items():
-                real[name] = halves.sum(0)
-                if name in DISTANCES:
-                    floor[name] = DISTANCES[name](*halves)
-        if "fid" in measures and process()[0] == 0:
-            keep({"sum": real["fid"].cpu(), "floor": floor["fid"]}, cache)
-        return real, floor
+        """{name: sum over the real images, name_real: their own score}.
 
-    def diversity(self, generator):
-        """MS-SSIM and LPIPS: mean over all pairs of SAMPLES images of one label map, and over maps.
-
-        Sample k of label map i has the noise of seed + i + k · (number of images); k = 0 is the
-        image that the other scores see.
+        That score is mIoU, or the distance between the even and the odd images.
         """
-        pairwise = {"ms_ssim": pairwise_ms_ssim,
-                    "lpips": lambda images: self.networks["lpips"].pairwise(images)}
-        totals = {name: torch.zeros(2, dtype=torch.float64, device=self.device)
-                  for name in pairwise if name in self.metrics}
-        for _, _, labels, indices in self.batches("diversity") if totals else ():
-            for i, label_map in zip(indices, labels):
-                seeds = [self.seed + i + k * len(self.dataset) for k in range(SAMPLES)]
-                images = torch.cat([generator(label_map.expand(len(z), -1, -1), z) for z in
-                                    self.noise(seeds, generator).split(self.batch_size)])
-                for name, total in totals.items():
-                    mean = pairwise[name](quantise(images)).mean().double()
-                    total += torch.stack([mean, torch.ones_like(mean)])
-        return {name: (total[0] / total[1]).item() for name, total in
-                ((name, add_over_processes(total)) for name, total in totals.items())}
+        even, odd = (self.add_up(self.images(half, 2), self.statistics) for half in (0, 1))
+        sums = {name: even[name] + odd[name] for name in even}
+        return sums | {f"{name}_real": mean_iou(sums[name]) if name == "miou" else
+                       moment_distance(even[name], odd[name]) for name in sums}
 
-    def discriminator_miou(self, discriminator):
-        """Argmax over D's N real channels, on real images: the fake channel may not be answered."""
-        table = [*range(self.dataset.num_classes), -1]
-        reader = Segmenter(discriminator, self.dataset, table, description="the discriminator")
-        halves = summarise(self.batches("reading by D"), {"d_miou": reader.confusion})["d_miou"]
-        return mean_iou(halves.sum(0))
+    def images(self, start=0, step=1, generator=None):
+        """Yields (images, labels): real ones, or generated from their label maps.
 
-    def describe(self, scores):
-        """{name: protocol in words}: what has to agree before two values may be compared."""
-        height, width = self.dataset.size
-        images = (f"{self.count} images of {self.dataset.name} {self.dataset.split} at "
-                  f"{height}×{width}")
-        unknown = ("" if self.dataset.ignore_label is None else
-                   f", {self.dataset.class_names[self.dataset.ignore_label]!r} not scored")
-        texts = {"d_miou": f"argmax over the real classes, {images}{unknown}",
-                 "colour": f"mean of the three channels' distances in LAB units, {images}",
-                 "texture": f"3×3 patterns, 256 codes, {images}",
-                 "ms_ssim": f"{SAMPLES} samples per label map, "
-                            f"{ms_ssim_scales((height, width))} scales, {images}"}
-        if self.segmenter:
-            texts["miou"] = texts["accuracy"] = f"{self.segmenter.description}, {images}{unknown}"
-        if "fd_segmenter" in scores:
-            needed = 2 * (len(self.real["fd_segmenter"]) - 1)        # two images for each feature
-            texts["fd_segmenter"] = (f"{self.segmenter.description}, deepest encoder features, "
-                                     f"{images}" + few(self.count, needed))
-        if "fid" in scores:
-            texts["fid"] = (f"Inception {self.networks['fid'].weights_hash}, 299×299 bilinear, "
-                            f"{images}" + few(self.count, 2048))
-        if "lpips" in scores:
-            texts["lpips"] = (f"VGG16, linear weights {self.networks['lpips'].weights_hash}, "
-                              f"{SAMPLES} samples per label map, {images}")
-        texts.update({f"{name}_real": "two halves of the real images" for name in DISTANCES})
-        texts["miou_real"] = texts["accuracy_real"] = "the same on the real images"
-        return {name: texts[name] for name in scores}
+        Of the images start, start + step, … this process gets its share. Whole batches are dealt
+        out. So an image is always computed beside the same others, and the number of processes does
+        not even change the rounding.
+        """
+        rank, processes = oasis.rank_and_size()
+        indices, size = range(start, self.count, step), self.batch_size
+        batches = [list(indices[i:i + size]) for i in range(0, len(indices), size)][rank::processes]
+        loader = data.make_loader(self.val_set, batches, self.workers)
+        bar = tqdm(loader, "scoring", leave=False, disable=rank > 0 or None)
+        for batch, (images, labels) in zip(batches, bar):
+            images, labels = images.to(torch.get_default_dtype()), labels.to(self.device)
+            if generator is not None:
+                noise = oasis.noise_from_seeds([self.seed + i for i in batch], generator.noise_dim)
+                images = generator(labels, noise.to(self.device))
+            yield images.to(self.device), labels
+
+    @torch.no_grad()
+    def add_up(self, batches, statistics):
+        """Sums over the images of all processes -> {name: matrix}, on the CPU."""
+        totals = {}
+        # On a GPU this is all of float32, also in convolutions, where TF32 would keep 10 bits.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            for images, labels in batches if statistics else ():
+                for name, statistic in statistics.items():
+                    total = statistic(quantise(images), labels)
+                    totals[name] = totals.get(name, 0) + total
+        shares = gather({name: total.cpu() for name, total in totals.items()})
+        return {name: sum(share[name] for share in shares if name in share) for name in statistics}
 
 
-def few(count, needed):
-    """A warning for the protocol where a covariance is estimated from too few images."""
-    return (f" (warning: fewer than {needed} images bias this distance upwards; compare only "
-            f"values of equally many)" if count < needed else "")
-
-
-def dataset_key(dataset, count, weights_hash):
-    """Names the statistics of a set of real images: changes with its files, size, number, network.
-
-    Files enter by size and time of change, and a few decoded images stand for the way they are
-    read.
-    """
-    digest = hashlib.sha256(repr((dataset.name, dataset.split, tuple(dataset.size), count,
-                                  dataset.names[:count], weights_hash)).encode())
-    for path in getattr(dataset.layout, "photos", ())[:count]:
-        status = os.stat(path)
-        digest.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
-    for index in range(0, count, max(1, count // 8)):
-        digest.update(data.to_uint8(dataset[index][0][None]).tobytes())
-    return f"{dataset.name}-{dataset.split}-{digest.hexdigest()[:16]}"
-
-
-def keep(statistics, path):
-    """Write statistics for the next time; where that fails they are measured again, no more."""
-    try:
-        with layouts.written_whole(path) as partial:
-            torch.save(statistics, partial)
-    except data.DataError as e:
-        print(f"the statistics of the real images are not kept: {e}", file=sys.stderr)
-
-
-def read_cache(path, device):
-    """Kept statistics; None where there are none, damaged ones, or not every process has them."""
-    try:
-        kept = oasis.read_tensors(path)
-    except oasis.CheckpointError:
-        kept = None
-    return kept if everywhere(kept is not None, device) else None
-
-
-# ---- Two folders of images -----------------------------------------------------------------------
-
-
-class ImageFolder(torch.utils.data.Dataset):
-    """The images in a folder, all of one size, without label maps. Raises data.DataError."""
-
-    SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
-
-    def __init__(self, folder):
-        self.folder = Path(folder)
-        self.paths = list(layouts.list_files(self.folder, self.SUFFIXES).values())
-        # What a Scorer asks of a SceneDataset.
-        self.name, self.split, self.ignore_label = self.folder.resolve().name, "folder", None
-        self.names, self.layout = [p.name for p in self.paths], SimpleNamespace(photos=self.paths)
-        self.size = self.read(0).shape[:2]
-
-    def __len__(self):
-        return len(self.paths)
-
-    def read(self, index):
-        """Image number index -> (H, W, 3) uint8."""
-        with data.readable(self.paths[index]), Image.open(self.paths[index]) as image:
-            return np.array(data.to_rgb(image, self.paths[index]))
-
-    def __getitem__(self, index):
-        pixels = self.read(index)
-        if pixels.shape[:2] != self.size:
-            raise data.DataError(f"{self.paths[index]}: is {pixels.shape[0]}×{pixels.shape[1]}, "
-                               f"{self.paths[0].name} is {self.size[0]}×{self.size[1]}; all images "
-                               f"of a folder must be of one size")
-        return torch.from_numpy(pixels.transpose(2, 0, 1)).float() / 127.5 - 1, 0
-
-
-def score_folders(args):
-    """--real DIR --fake DIR -> (Scorer, scores)."""
-    names = args.metrics or ["fid", "colour", "texture"]
-    for name in names:
-        if name not in ("fid", "colour", "texture"):
-            raise MetricsError(f"{name} needs a --checkpoint; of two folders fid, colour and "
-                               f"texture can be measured")
-    real, fake = ImageFolder(args.real), ImageFolder(args.fake)
-    if real.size != fake.size:
-        raise MetricsError(f"{args.real} holds images of {real.size[0]}×{real.size[1]} (height × "
-                           f"width), {args.fake} of {fake.size[0]}×{fake.size[1]}; distances "
-                           f"depend on the size, so bring both to one")
-    count = min(len(real), len(fake))
-    if len(real) != len(fake) and not 0 < (args.num_images or 0) <= count:
-        raise MetricsError(f"{args.real} holds {len(real)} images, {args.fake} {len(fake)}; "
-                           f"distances depend on the number, so choose one for both: "
-                           f"--num-images {count}")
-    scorer = Scorer(real, None, args.device, names, args.num_images, batch_size=args.batch_size,
-                    workers=args.workers, strict=bool(args.metrics), inception=args.inception)
-    return scorer, scorer.compare(load_batches(fake, scorer.count, args.batch_size, args.device,
-                                               args.workers, "fake images"))
-
-
-# ---- A run of train.py ---------------------------------------------------------------------------
-
-
-def score_checkpoint(args):
-    """--checkpoint F -> (Scorer, scores). It says itself which data and size it was trained for."""
-    checkpoint = oasis.load_checkpoint(args.checkpoint)
-    config, about = checkpoint["config"], checkpoint["dataset"]
-    root = args.data_root or config["data_root"] or None
-    train_set, val_set = (data.open_dataset(about["preset"], split, about["size"], root,
-                                            seed=config.get("data_seed", config["seed"]))
-                          for split in ("train", "val"))
-    if list(val_set.class_names) != list(about["class_names"]):
-        raise MetricsError(f"{root}: has other classes than those {args.checkpoint} was trained on")
-    run_dir = Path(args.checkpoint).parent
-    is_oasis, segmenter = checkpoint["model"] == "oasis", args.segmenter
-    if not is_oasis and "d_miou" in (args.metrics or ()):
-        raise MetricsError(f"d_miou: the discriminator of {checkpoint['model']} cannot segment, it "
-                           f"only says real or fake; leave this score out")
-    names = args.metrics or [name for name in SCRIPT_METRICS if is_oasis or name != "d_miou"]
-    if segmenter and Path(segmenter).suffix == ".pt2":
-        segmenter = load_exported(segmenter, val_set, args.device, args.segmenter_size,
-                                  args.label_map)
-        names = [name for name in names if args.metrics or name != "fd_segmenter"]
-    elif args.label_map or args.segmenter_size:
-        raise MetricsError("--label-map and --segmenter-size belong to a --segmenter FILE.pt2, a "
-                           "program saved by torch.export.save")
-    scorer = Scorer(val_set, train_set, args.device, names, args.num_images, segmenter, run_dir,
-                    batch_size=args.batch_size, seed=args.seed, workers=args.workers,
-                    strict=bool(args.metrics), inception=args.inception,
-                    segmenter_steps=args.segmenter_steps)
-    G = models.generator_from(checkpoint).to(args.device)
-    D = oasis.discriminator_from(checkpoint).to(args.device) if is_oasis else None
-    return scorer, scorer(G, D)
-
-
-SCRIPT_METRICS = ("miou", "accuracy", "fd_segmenter", "fid", "colour", "texture", "d_miou")
-
-
-def parse_arguments(argv=None):
-    """Command line -> namespace."""
-    known = "\n".join(f"  {name:13s} {text}" for name, text in METRICS.items())
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"scores:\n{known}\nWithout --metrics: {', '.join(SCRIPT_METRICS)}; for two folders "
-               f"fid, colour, texture.")
-    what = parser.add_argument_group("what to score: a checkpoint, or two folders")
-    what.add_argument("--checkpoint", metavar="FILE", help="latest.pt or best.pt of a run")
-    what.add_argument("--data-root", metavar="DIR", help="its dataset (default: as in training)")
-    what.add_argument("--real", metavar="DIR", help="folder of real images")
-    what.add_argument("--fake", metavar="DIR", help="folder of generated images")
-    how = parser.add_argument_group("how")
-    how.add_argument("--metrics", type=lambda text: text.replace(" ", "").split(","), metavar="A,B",
-                     help="see below")
-    how.add_argument("--num-images", type=at_least(1), metavar="N",
-                     help="the first N images (default: all)")
-    how.add_argument("--seed", type=at_least(0), default=0,
-                     help="image i gets the noise of seed + i (default 0)")
-    how.add_argument("--inception", metavar="FILE",
-                     help="the FID network's weights, if not downloaded")
-    how.add_argument("--batch-size", type=at_least(1), default=16, help="(default 16)")
-    how.add_argument("--workers", type=at_least(0), default=0,
-                     help="processes that load images, for each GPU (default 0)")
-    how.add_argument("--device", help="cuda or cpu (default: cuda if there is one)")
-    miou = parser.add_argument_group("the network behind mIoU")
-    miou.add_argument("--segmenter", metavar="FILE", help="a segmenter.pt (default: the one beside "
-                      "the checkpoint, trained and put there if there is none), or an exported "
-                      "network of yours, FILE.pt2")
-    miou.add_argument("--segmenter-size", type=at_least(1), nargs=2, metavar=("H", "W"),
-                      help="resize images to this for a FILE.pt2 (default: as they are)")
-    miou.add_argument("--label-map", metavar="FILE", help="for a FILE.pt2: line k is the dataset's "
-                      "name or id of the network's class k, or - (default: the same classes)")
-    miou.add_argument("--segmenter-steps", type=at_least(1), help="training steps of a new one")
-    output = parser.add_argument_group("output")
-    output.add_argument("--per-class", action="store_true", help="also print the IoU of each class")
-    output.add_argument("--json", metavar="FILE", help="write scores and protocols to FILE")
-    args = parser.parse_args(argv)
-    if bool(args.checkpoint) == bool(args.real or args.fake) or bool(args.real) != bool(args.fake):
-        parser.error("give either --checkpoint FILE, or --real DIR and --fake DIR")
-    args.segmenter_size = args.segmenter_size and tuple(args.segmenter_size)
-    return args
-
-
-def show(scorer, scores, per_class):
-    """The table on the screen: a number without its protocol cannot be compared."""
+def show(scorer, scores):
+    """The table on the screen. A number without its protocol cannot be compared."""
     for name, value in scores.items():
         print(f"{name:18s} {value:10.4f}   {scorer.protocol[name]}")
-    if per_class and scorer.per_class:
-        print(f"\n{'IoU':18s}  generated       real")
-        for name, pair in scorer.per_class.items():
-            print(f"{name:18s}", *("         –" if iou != iou else f"{iou:10.4f}" for iou in pair))
+
+
+# ---- The command line ----------------------------------------------------------------------------
+
+@torch.no_grad()
+def score_folders(args, device):
+    """Prints the Fréchet Inception distance of two folders, --real DIR and --fake DIR."""
+    if not (args.real and args.fake) or args.checkpoint or args.metrics not in (None, ["fid"]):
+        raise UserError("--real DIR and --fake DIR belong together, and are compared by fid")
+    network, sums, counts = InceptionFeatures(args.inception).to(device), [], []
+    rank, processes = oasis.rank_and_size()
+    for folder in (args.real, args.fake):
+        paths = [*data.list_files(folder, data.PHOTOS).values()][:args.num_images]
+        halves = [0, 0]
+        for i in tqdm(range(len(paths))[rank::processes], leave=False, disable=rank > 0 or None):
+            image = torch.tensor(data.read_photo(paths[i]), dtype=torch.get_default_dtype())
+            image = image.to(device).permute(2, 0, 1)[None] / 127.5 - 1
+            halves[i % 2] += moments(network(image)).cpu()
+        sums.append([sum(half) for half in zip(*gather(halves))])
+        counts.append(len(paths))
+    if rank == 0:
+        real, fake = sums
+        print(f"fid        {moment_distance(sum(fake), sum(real)):10.4f}   {network.description}, "
+              f"{counts[0]} real and {counts[1]} fake images (fewer than 2048 bias it upwards)")
+        print(f"fid_real   {moment_distance(*real):10.4f}   even against odd real images")
+
+
+def open_run(path, data_root=None):
+    """A checkpoint file -> (its dictionary, its training set, its validation set). UserError.
+
+    It says itself for which data and size it was trained. data_root: where these are now.
+    """
+    checkpoint = oasis.load_checkpoint(path)
+    settings, about = checkpoint["settings"], checkpoint["dataset"]
+    train_set, val_set = (
+        data.open_dataset(about["preset"], split, about["size"], data_root or settings["data_root"],
+                          seed=settings["data_seed"], subset=settings.get("subset"))
+        for split in ("train", "val"))
+    if list(val_set.class_names) != list(about["class_names"]):
+        raise UserError(f"{path}: was trained on other classes than this dataset has")
+    return checkpoint, train_set, val_set
+
+
+def score_checkpoint(args, device):
+    """Prints the scores of a checkpoint."""
+    path, asked = oasis.find_checkpoint(args.checkpoint), args.metrics or ()
+    first = oasis.rank_and_size()[0] == 0
+    if first and not args.checkpoint:
+        print(f"no --checkpoint given, scoring {path}")
+    checkpoint, train_set, val_set = open_run(path, args.data_root)
+    G, D = oasis.build_generator(checkpoint), oasis.build_discriminator(checkpoint)
+    if D is None and "d_miou" in asked:
+        raise UserError(f"d_miou: {path} holds no discriminator that segments")
+    scorer = Scorer(
+        val_set, train_set, device, asked or tuple(METRICS), num_images=args.num_images,
+        segmenter=(oasis.read_tensors(args.segmenter) if args.segmenter else
+                   checkpoint.get("segmenter")),
+        run_dir=None if path.parent.name == "assets" else path.parent, batch_size=args.batch_size,
+        seed=args.seed, workers=4 if device.type == "cuda" else 0,
+        # Asked for by name, FID is not left out where its weights are missing.
+        inception=InceptionFeatures(args.inception) if "fid" in asked else args.inception)
+    scores = scorer(G.to(device), D and D.to(device))
+    if first:
+        show(scorer, scores)
+    if first and args.per_class and "miou" in scores:
+        for row in zip(val_set.class_names, class_iou(scorer.sums["miou"]),
+                       class_iou(scorer.real["miou"])):
+            print("{:25s} IoU {:7.4f}, of the real images {:7.4f}".format(*row))
 
 
 def main(argv=None):
-    """Command line. Exit code 0, or 2 with one sentence on what was wrong with the request."""
-    args = parse_arguments(argv)
-    oasis.keep_freed_memory()
-    try:
-        gpu = data.pick_device(args.device)
-        if "RANK" in os.environ:                       # set by torchrun
-            if gpu == "cuda":
-                gpu = f"cuda:{os.environ['LOCAL_RANK']}"
-                torch.cuda.set_device(gpu)
-            dist.init_process_group("nccl" if gpu.startswith("cuda") else "gloo")
-        args.device = torch.device(gpu)
-        scorer, scores = (score_checkpoint if args.checkpoint else score_folders)(args)
-        if process()[0] == 0:
-            show(scorer, scores, args.per_class)
-            if args.json:
-                save_json(args, scorer, scores)
-        if dist.is_initialized():       # only where all went well: see train.main
+    """The command line. Exit code 0, or 2 with one sentence about a mistake of the user."""
+    known = "\n".join(f"  {name:13s} {text}" for name, text in METRICS.items())
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"scores:\n{known}\nWithout --metrics: all that the checkpoint allows.")
+    add = parser.add_argument
+    add("--checkpoint", metavar="FILE", help="latest.pt or best.pt of a run (default: the newest)")
+    add("--data-root", metavar="DIR", help="its dataset (default: as in training)")
+    add("--real", metavar="DIR", help="folder of real images, instead of a checkpoint")
+    add("--fake", metavar="DIR", help="folder of generated images")
+    add("--metrics", type=lambda text: text.split(","), metavar="A,B", help="see below")
+    add("--num-images", type=int, metavar="N", help="the first N images (default: all)")
+    add("--seed", type=int, default=0, help="image i gets the noise of seed + i (default 0)")
+    add("--batch-size", type=int, default=16, help="memory and speed only (default 16)")
+    add("--inception", metavar="FILE", help="weights of FID's network, if not downloaded")
+    add("--segmenter", metavar="FILE", help="a segmenter.pt (default: the one beside the "
+        "checkpoint, trained and put there if there is none)")
+    add("--per-class", action="store_true", help="also print the IoU of each class")
+    args = parser.parse_args(argv)
+    with oasis.exit_in_words("metrics.py"):
+        device = oasis.start_processes()
+        (score_folders if args.real or args.fake else score_checkpoint)(args, device)
+        if dist.is_initialized():
             dist.destroy_process_group()
-    except (MetricsError, data.DataError, oasis.CheckpointError) as e:
-        print(f"metrics.py: error: {e}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("metrics.py: interrupted", file=sys.stderr)
-        sys.exit(1)
-
-
-def save_json(args, scorer, scores):
-    """Scores with their protocols, and the IoU of each class, for machines."""
-    content = {"scored": args.checkpoint or [args.real, args.fake], "seed": args.seed,
-               "scores": {name: {"value": value, "protocol": scorer.protocol[name]}
-                          for name, value in scores.items()},
-               "class_iou": {name: [None if iou != iou else iou for iou in pair]
-                             for name, pair in scorer.per_class.items()}}
-    text = json.dumps(content, indent=1, ensure_ascii=False)
-    with layouts.written_whole(args.json) as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
