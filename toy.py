@@ -1,12 +1,12 @@
 """Toy scenes: small landscapes drawn by the program, so that OASIS runs where no dataset is.
 
-    python toy.py          # draws toy_moods.png: four layouts, each in all named moods
+    python toy.py          # draws toy_moods.png: four layouts, in all named moods and in mixtures
 
 A scene has two halves, like any photograph a label map is made from:
   the layout   where sky, sun, mountains, meadow, water, road, trees, houses and cars are. The
                label map tells it.
-  the mood     time of day, season and weather in one number. It changes every colour, all classes
-               together, and no label tells it: the generator must take it from its noise.
+  the mood     time of day, season and weather: a mixture of six named moods. It changes every
+               colour, all classes together, and no label tells it: G must take it from its noise.
 
 Everything else follows from these two: a pixel's colour depends on its class, the mood and the
 distances to borders of the label map, not on a random texture, on the position in the image or on
@@ -19,29 +19,30 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
-# A mood is a place on a loop, 0 ... 1, where 1 is 0 again. The named moods stand on it at equal
-# distances; between two of them their colours blend. Neighbours are moods whose blends look
-# right: afternoon, evening, night, a winter morning, thaw.
-MOODS = {name: k / 6 for k, name in enumerate(["noon", "autumn", "dusk", "night", "snow", "fog"])}
+# A mood is six weights that sum to 1, one for each named mood. Mixtures are scenes too: a gradual
+# change of the noise can be a gradual change of the mood, and no way between two moods is unreal.
+NAMES = ["noon", "autumn", "dusk", "night", "snow", "fog"]
+MOODS = dict(zip(NAMES, np.eye(len(NAMES))))
+PURITY = 2.5            # the larger, the more of the drawn moods are nearly one of the six
 
 # The classes, each with its colour in pictures of label maps and, in each mood, two colours for its
 # pixels, body/rim. SHADING says where the rim is.
 #        label  noon          autumn        dusk          night         snow          fog
 COLOURS = """
 unknown  000000 8f86a8/b3abc6 9a7f78/b89c90 6b4a78/a06a86 2c2f5e/4a4f86 aab4c4/ffffff b0b0aa/bcbcb6
-sky      78bef0 3d9be0/d3eff5 9dc3d6/fae6bd 573d8f/ff9c5c 0c1440/2d4488 90b2d8/eef3f6 c3c9c8/e6e4da
-sun      ffeb78 fff2a6/fff2a6 ffe79a/ffe79a ffdc82/ffdc82 f6f2d4/f6f2d4 fffbe6/fffbe6 f7f4e8/f7f4e8
-mountain 8c7896 6f86bd/a9bbe0 9a8092/cba9a4 6a3d80/b85f8c 182253/38467f b4c6de/ffffff bcc4c4/cfd4d0
-meadow   82c850 6dbb45/bfe07e d3a84a/efd693 7d4f6b/d08066 1b3c4b/2d566b e9f0f7/d5e2ef a3b294/ccd2c2
-water    285ac8 2a88c8/9ddcee 5f95ac/d2e2d8 c2608c/ffb67c 152c68/4d6dac 7c9fc4/e2eef6 b2bec0/d3d8d4
-road     6e6e78 666a78/efe8d2 776a68/ecdcbc 4a3a60/e0907c 1f2348/5c6294 929eb0/f6f8fa 979a99/c9c9c0
-tree     146e32 2a8445/6fbd50 d75a1a/f6a63c 45305f/93507a 0e2c3c/20555c 47706a/fafcff 7a8f80/a3b1a0
-wood     785032 7b5036/5c3a28 64402e/4a2d22 382650/2b1b40 121636/0a0e28 5c4a4c/463a3e 79726a/6b655e
-wall     ebc88c faeed6/dcc096 f5e5c8/d0b088 e09484/a8627c 3c467e/282f60 cb5a4b/a6413e d8cfbe/c3b9a8
-roof     be4632 d9553b/ee8a68 8d3a33/ba644c 5f2f60/a44f70 26204f/4a4482 dde6f0/ffffff a98479/c0a49a
-glass    96e6e6 5c8cb4/5c8cb4 6a7e90/6a7e90 ffdb8c/ffdb8c ffd866/ffd866 56667e/56667e 8c989b/8c989b
-car      f028a0 e0362f/fb8270 1f7a94/62b0c2 cf3d63/fb8472 6e3c86/a362ab e0a63c/ffffff a5655e/c08f85
-wheel    3c2846 2a2b34/2a2b34 2e2829/2e2829 211735/211735 080a20/080a20 363b49/363b49 5d5e5e/5d5e5e
+sky      78bef0 3d9be0/d3eff5 9dc3d6/fae6bd 573d8f/ff9c5c 0c1440/2d4488 86a9d8/e6eef5 b3bcbd/dfddd2
+sun      ffeb78 fff2a6/fff2a6 fff0bc/fff0bc ffdc82/ffdc82 f6f2d4/f6f2d4 fffbe6/fffbe6 fffdf2/fffdf2
+mountain 8c7896 6f86bd/a9bbe0 9a8092/cba9a4 5c2f7a/b85f8c 111a40/5866ac 8ca5d2/ffffff a3afb6/c2cbcb
+meadow   82c850 6dbb45/bfe07e d3a84a/efd693 7d4f6b/d08066 1d474b/2d626a e9f0f7/d5e2ef a3b294/ccd2c2
+water    285ac8 2a88c8/9ddcee 5f95ac/d2e2d8 8d4aa4/ffb67c 2c52a6/7da0e0 5c8fc4/d2e6f4 8a9fab/c6d1d4
+road     6e6e78 666a78/efe8d2 776a68/ecdcbc 4a3a60/e0907c 2b2b50/777cb2 929eb0/f6f8fa 979a99/c9c9c0
+tree     146e32 2a8445/6fbd50 d9641e/f4a43c 4a3560/93507a 10423e/2a7a68 3f7768/ffffff 76907e/a6b5a2
+wood     785032 7b5036/5c3a28 704630/543220 4a2c50/38203e 241c3c/181230 6a4c44/503a36 857468/73655c
+wall     ebc88c faeed6/dcc096 f6dfb8/d3ac7c e8a088/b07064 56609c/3c467c f2dfc6/cdb7a2 dcd4c4/c4b9a8
+roof     be4632 d9553b/ee8a68 b8482e/d87850 8f3858/c46070 55306a/7c5090 c25448/ffffff aa7468/c09a8e
+glass    96e6e6 4f86b4/4f86b4 4a6f86/4a6f86 ffdb8c/ffdb8c ffd866/ffd866 4f76a0/4f76a0 7c929e/7c929e
+car      f028a0 e0362f/fb8270 cc3a22/ee8454 b82a58/f07078 74307c/a85cae d23a3c/ffffff b0625a/c88e86
+wheel    3c2846 2a2b34/2a2b34 302a2a/302a2a 281a38/281a38 0c0e28/0c0e28 30343f/30343f 5d5e5e/5d5e5e
 """
 ROWS = [line.split() for line in COLOURS.strip().splitlines()]
 CLASSES = [row[0] for row in ROWS]
@@ -183,15 +184,11 @@ def depth_below_edge(labels):
 
 
 def light(labels, mood):
-    """Label map (H, W) and mood, a place on the loop -> image (H, W, 3) in 0 ... 1.
+    """Label map (H, W) and mood, six weights -> image (H, W, 3) in 0 ... 1.
 
     This is the whole dependence of a picture on what the label map does not tell.
     """
-    place = mood % 1 * len(MOODS)
-    # Named moods have a stretch of the loop to themselves, so that they are seen pure.
-    blend, weights = np.clip(1.6 * (place % 1) - 0.3, 0, 1), np.zeros(len(MOODS))
-    weights[int(place)], weights[(int(place) + 1) % len(MOODS)] = 1 - blend, blend
-    body, rim = np.einsum("m,nmkc->knc", weights, TABLE)[:, labels]          # (H, W, 3) each
+    body, rim = np.einsum("m,nmkc->knc", mood, TABLE)[:, labels]          # (H, W, 3) each
 
     at_rim = np.clip(1.5 - depth_below_edge(labels) / UPPER_RIM, 0, 1)
     for label, (others, width) in SHADING.items():
@@ -201,19 +198,25 @@ def light(labels, mood):
     shadow = np.exp(-distance(labels, (WOOD, WALL, CAR, WHEEL, UNKNOWN)) / 0.03)
     image *= (1 - 0.3 * shadow * np.isin(labels, (MEADOW, ROAD)))[..., None]
     for source, reach, strength, colour in LIGHTS:
-        lit = weights @ strength * np.exp(-distance(labels, source) / reach) * (labels != source)
+        lit = mood @ strength * np.exp(-distance(labels, source) / reach) * (labels != source)
         image = image + (colour - image) * lit[..., None]
     return image
+
+
+def draw_mood(seed, index):
+    """Six weights, a smooth function of six Gaussian numbers, as G's noise is of 64."""
+    weights = np.exp(PURITY * np.random.default_rng((seed, STREAM_MOOD, index)).standard_normal(6))
+    return weights / weights.sum()
 
 
 def draw_scene(seed, index, height, width, mood=None):
     """One toy scene -> (image uint8 (H, W, 3) RGB, labels uint8 (H, W)), the same every time.
 
-    mood: a name from MOODS, or a number on their loop; None draws one, all places equally likely.
-    The layout depends on (seed, index) alone; sizes of one shape show one scene.
+    mood: a name from MOODS, or six weights; None draws them, all six names equally likely. The
+    layout depends on (seed, index) alone; sizes of one shape show one scene.
     """
     if mood is None:
-        mood = np.random.default_rng((seed, STREAM_MOOD, index)).random()
+        mood = draw_mood(seed, index)
     rng = np.random.default_rng((seed, STREAM_LAYOUT, index))
     canvas, aspect = Canvas(height, width), width / height
     paint_things(canvas, rng, aspect, paint_land(canvas, rng, aspect))
@@ -222,13 +225,14 @@ def draw_scene(seed, index, height, width, mood=None):
 
 
 def main():
-    """Rows are layouts, columns the named moods; the label map comes first."""
+    """Rows are layouts: the label map, the named moods, then moods as they are drawn."""
     rows = []
     for index in range(4):
         scenes = [draw_scene(0, index, 128, 128, mood) for mood in MOODS]
+        scenes += [(light(scenes[0][1], draw_mood(0, index * 4 + k)) * 255, None) for k in range(4)]
         rows.append(np.hstack([PALETTE[scenes[0][1]], *(image for image, _ in scenes)]))
-    Image.fromarray(np.vstack(rows)).save("toy_moods.png")
-    print("toy_moods.png: four layouts; their label maps, then", ", ".join(MOODS))
+    Image.fromarray(np.vstack(rows).astype(np.uint8)).save("toy_moods.png")
+    print("toy_moods.png: four layouts; label map,", ", ".join(MOODS), "and four mixtures")
 
 
 if __name__ == "__main__":

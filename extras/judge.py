@@ -54,14 +54,15 @@ def colour_distance(a, b):
     return np.mean([wasserstein_distance(values, values, p, q) for p, q in zip(a, b)])
 
 
-def nearest_moods(images, labels, places=48):
-    """Images (n, H, W, 3) uint8 of one label map -> (place on the loop of moods, distance), (n,).
+def nearest_moods(images, labels, mixtures=300):
+    """Images (n, H, W, 3) uint8 of one label map -> (number of the nearest named mood, distance).
 
-    Each image is compared with the scene itself in `places` moods around the loop.
+    The distance is that to the nearest scene of the label map, in a named mood or in a mixture.
     """
-    scenes = np.stack([toy.light(labels, k / places) for k in range(places)])
+    moods = [*toy.MOODS.values(), *(toy.draw_mood(1, i) for i in range(mixtures))]
+    scenes = np.stack([toy.light(labels, mood) for mood in moods])
     away = np.stack([abs(image / 255 - scenes).mean((1, 2, 3)) for image in images])
-    return away.argmin(1) / places, away.min(1)
+    return away[:, :len(toy.MOODS)].argmin(1), away.min(1)
 
 
 def paint_all(generator, labels, seeds):
@@ -104,12 +105,10 @@ def judge(checkpoint, folder="."):
     scores["colour / floor"] = scores["colour"] / scores["colour_real"]
     rough_fake, rough_real = (roughness(x, labels.numpy()) for x in (fake, real))
     scores["roughness inside"], scores["roughness rim"] = np.subtract(rough_fake, rough_real)
-    places, away = nearest_moods(seeds, labels[0].numpy())
-    names = list(toy.MOODS)
-    for k, count in enumerate(np.bincount((places * len(names)).round().astype(int) % len(names),
-                                          minlength=len(names))):
-        scores[f"seeds that look like {names[k]}"] = int(count)
-    scores["distance to that mood"] = away.mean()
+    nearest, away = nearest_moods(seeds, labels[0].numpy())
+    for k, name in enumerate(toy.MOODS):
+        scores[f"seeds that look like {name}"] = int((nearest == k).sum())
+    scores["distance to the nearest scene"] = away.mean()
     for name, value in scores.items():
         print(f"{name:28} {value:.4f}" if isinstance(value, float) else f"{name:28} {value}")
     return scores
