@@ -18,6 +18,7 @@ Lengths are in picture heights, y downwards, so a scene looks the same at every 
 import numpy as np
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
+from scipy.special import softmax
 
 # A mood is six weights that sum to 1, one for each named mood. Mixtures are scenes too: a gradual
 # change of the noise can be a gradual change of the mood, and no way between two moods is unreal.
@@ -30,18 +31,18 @@ PURITY = 2.5            # the larger, the more of the drawn moods are nearly one
 #        label  noon          autumn        dusk          night         snow          fog
 COLOURS = """
 unknown  000000 8f86a8/b3abc6 9a7f78/b89c90 6b4a78/a06a86 2c2f5e/4a4f86 aab4c4/ffffff b0b0aa/bcbcb6
-sky      78bef0 3d9be0/d3eff5 9dc3d6/fae6bd 573d8f/ff9c5c 0c1440/2d4488 86a9d8/e6eef5 b3bcbd/dfddd2
-sun      ffeb78 fff2a6/fff2a6 fff0bc/fff0bc ffdc82/ffdc82 f6f2d4/f6f2d4 fffbe6/fffbe6 fffdf2/fffdf2
-mountain 8c7896 6f86bd/a9bbe0 9a8092/cba9a4 5c2f7a/b85f8c 111a40/5866ac 8ca5d2/ffffff a3afb6/c2cbcb
-meadow   82c850 6dbb45/bfe07e d3a84a/efd693 7d4f6b/d08066 1d474b/2d626a e9f0f7/d5e2ef a3b294/ccd2c2
-water    285ac8 2a88c8/9ddcee 5f95ac/d2e2d8 8d4aa4/ffb67c 2c52a6/7da0e0 5c8fc4/d2e6f4 8a9fab/c6d1d4
-road     6e6e78 666a78/efe8d2 776a68/ecdcbc 4a3a60/e0907c 2b2b50/777cb2 929eb0/f6f8fa 979a99/c9c9c0
-tree     146e32 2a8445/6fbd50 d9641e/f4a43c 4a3560/93507a 10423e/2a7a68 3f7768/ffffff 76907e/a6b5a2
-wood     785032 7b5036/5c3a28 704630/543220 4a2c50/38203e 241c3c/181230 6a4c44/503a36 857468/73655c
-wall     ebc88c faeed6/dcc096 f6dfb8/d3ac7c e8a088/b07064 56609c/3c467c f2dfc6/cdb7a2 dcd4c4/c4b9a8
-roof     be4632 d9553b/ee8a68 b8482e/d87850 8f3858/c46070 55306a/7c5090 c25448/ffffff aa7468/c09a8e
+sky      78bef0 4aa2e2/bfe4f2 9dc3d6/fae6bd 7a4a98/f2a072 101a50/2a4286 98b8e0/dde8f3 b3bcbd/d6d7cf
+sun      ffeb78 fff2a6/fff2a6 fff0bc/fff0bc ffe694/ffe694 f6f2d4/f6f2d4 fffbe6/fffbe6 fffdf2/fffdf2
+mountain 8c7896 6f86bd/a9bbe0 9a8092/cba9a4 94407c/d87c88 33408a/6674c0 8099cc/c4d2ec 98a8b4/bac6ca
+meadow   82c850 6dbb45/a9d56c d3a84a/e6c47c 84506c/b8706c 1d474b/28585a eaf1f8/dbe6f1 a3b294/ccd2c2
+water    285ac8 2a88c8/6cbce2 5f95ac/d2e2d8 8d4aa4/d08098 2c52a6/5a80cc 5c8fc4/a8cae6 829ca8/c6d1d4
+road     6e6e78 666a78/b4b0a8 776a68/b8a894 443862/94607a 2b2b50/565a92 929eb0/cdd6e0 979a99/c9c9c0
+tree     146e32 2a8445/6fbd50 d9641e/f4a43c 36405e/586080 10463e/2e866c 8fb4b0/c8dcdc 76907e/a6b5a2
+wood     785032 7b5036/5c3a28 704630/543220 40202e/30141e 1c1430/120c22 6a4c44/503a36 857468/73655c
+wall     ebc88c faeed6/e8d2aa f6dfb8/d3ac7c f0a088/cc8470 6470b0/4a5890 f2dfc6/cdb7a2 dcd4c4/c4b9a8
+roof     be4632 d9553b/ee8a68 b8482e/d87850 8f3858/b45468 55306a/7c5090 bcc6e2/f4f7fc aa7468/c09a8e
 glass    96e6e6 4f86b4/4f86b4 4a6f86/4a6f86 ffdb8c/ffdb8c ffd866/ffd866 4f76a0/4f76a0 7c929e/7c929e
-car      f028a0 e0362f/fb8270 cc3a22/ee8454 b82a58/f07078 74307c/a85cae d23a3c/ffffff b0625a/c88e86
+car      f028a0 e0362f/f2685a cc3a22/ee8454 b82a58/d85070 74307c/a85cae d8505a/f09aa0 b0625a/c88e86
 wheel    3c2846 2a2b34/2a2b34 302a2a/302a2a 281a38/281a38 0c0e28/0c0e28 30343f/30343f 5d5e5e/5d5e5e
 """
 ROWS = [line.split() for line in COLOURS.strip().splitlines()]
@@ -52,15 +53,12 @@ PALETTE = np.array([list(bytes.fromhex(row[1])) for row in ROWS], dtype=np.uint8
 # Numbers in 0 ... 1: (class, mood, body or rim, RGB).
 TABLE = np.array([[[list(bytes.fromhex(colour)) for colour in pair.split("/")]
                    for pair in row[2:]] for row in ROWS]) / 255
-# What shines on all that is near it: (class, reach, strength in each mood, colour).
-LIGHTS = ((SUN, 0.06, (0.5, 0.4, 0.9, 0.3, 0.3, 0.3), np.array([1.0, 0.93, 0.72])),
-          (GLASS, 0.04, (0.0, 0.0, 0.3, 0.6, 0.0, 0.0), np.array([1.0, 0.72, 0.3])))
-
 # The rim of these classes lies along borders with other classes: (which ones, how wide it is).
 SHADING = {SKY: ((MOUNTAIN, MEADOW, WATER), 0.14), MEADOW: ((SKY, MOUNTAIN, WATER), 0.10),
            MOUNTAIN: ((SKY,), 0.05), WATER: ((MEADOW,), 0.03), ROAD: ((MEADOW,), 0.02)}
 # The rim of all others is what is nearer than this to their upper edge: light, or snow, from above.
 UPPER_RIM = 0.04
+HALO = np.array([1.0, 0.95, 0.8])         # colour of the light around the sun
 
 # Purposes of random numbers: drawing a mood never shifts those of the layout.
 STREAM_LAYOUT, STREAM_MOOD = 100, 101
@@ -184,29 +182,29 @@ def depth_below_edge(labels):
 
 
 def light(labels, mood):
-    """Label map (H, W) and mood, six weights -> image (H, W, 3) in 0 ... 1.
+    """Label map (H, W) and mood, six weights with sum 1 -> image (H, W, 3) in 0 ... 1.
 
-    This is the whole dependence of a picture on what the label map does not tell.
+    This is the whole dependence of a picture on what the label map does not tell. It is linear in
+    the weights.
     """
-    body, rim = np.einsum("m,nmkc->knc", mood, TABLE)[:, labels]          # (H, W, 3) each
-
+    body, rim = np.einsum("m,nmkc->knc", mood, TABLE)[:, labels]             # (H, W, 3) each
     at_rim = np.clip(1.5 - depth_below_edge(labels) / UPPER_RIM, 0, 1)
     for label, (others, width) in SHADING.items():
         np.copyto(at_rim, np.exp(-distance(labels, others) / width), where=labels == label)
     image = body + (rim - body) * at_rim[..., None]
     # Things cast a short shadow on the ground they stand on.
     shadow = np.exp(-distance(labels, (WOOD, WALL, CAR, WHEEL, UNKNOWN)) / 0.03)
-    image *= (1 - 0.3 * shadow * np.isin(labels, (MEADOW, ROAD)))[..., None]
-    for source, reach, strength, colour in LIGHTS:
-        lit = mood @ strength * np.exp(-distance(labels, source) / reach) * (labels != source)
-        image = image + (colour - image) * lit[..., None]
+    image *= (1 - 0.2 * shadow * np.isin(labels, (MEADOW, ROAD)))[..., None]
+    # The sun lights what is near it.
+    halo = 0.35 * np.exp(-distance(labels, SUN) / 0.05) * (labels != SUN)
+    image += (HALO - image) * halo[..., None]
     return image
 
 
 def draw_mood(seed, index):
-    """Six weights, a smooth function of six Gaussian numbers, as G's noise is of 64."""
-    weights = np.exp(PURITY * np.random.default_rng((seed, STREAM_MOOD, index)).standard_normal(6))
-    return weights / weights.sum()
+    """Six weights that sum to 1, a smooth function of six Gaussian numbers; G's noise is of 64."""
+    rng = np.random.default_rng((seed, STREAM_MOOD, index))
+    return softmax(PURITY * rng.standard_normal(len(MOODS)))
 
 
 def draw_scene(seed, index, height, width, mood=None):

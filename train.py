@@ -138,11 +138,11 @@ PRESETS = {
                        ema_decay=0.999),        # of the released models; the paper says 0.9999
     "folder": dict(batch_size=8, ema_decay=0.999, workers=2),
     # Chosen for good pictures after minutes on two CPU cores: results/LOG.md.
-    "toy": dict(height=64, width=64, workers=0, channels=8, num_blocks=4, spade_hidden=32,
+    "toy": dict(height=64, width=64, workers=0, channels=16, num_blocks=4, spade_hidden=32,
                 d_channels=(32, 64, 96, 128), padding="replicate", init_gain=(1.0, 5.0),
-                steps=1000, batch_size=8, lr_g=1e-3, lr_d=2e-3, lr_decay=0.5, ema_decay=0.99,
-                log_every=10, picture_every=100, score_every=500, checkpoint_every=100,
-                metrics="miou,fd_segmenter,d_miou"),
+                steps=1000, batch_size=8, lr_g=1e-3, lr_d=3e-3, beta2=0.99, lr_decay=0.5,
+                lambda_labelmix=5.0, ema_decay=0.99, log_every=10, picture_every=100,
+                score_every=500, checkpoint_every=100, metrics="miou,fd_segmenter,d_miou"),
 }
 
 # All other settings shape the networks or the data; a resumed run keeps its own.
