@@ -1,6 +1,6 @@
 """Pairs of photo and label map: where they lie, how they are read, cropped, shuffled and checked.
 
-    python data.py                                         # toy scenes: shares, a contact sheet
+    python data.py                                         # toy scenes: a contact sheet
     python data.py --preset folder --data-root my_photos   # checks a dataset, names broken files
 
 Presets, and the files they expect below the data root:
@@ -470,20 +470,8 @@ def check_dataset(dataset, most=None):
     return [] if dataset.name == "toy" else survey(dataset, most)[0]
 
 
-def describe(dataset, sound):
-    """Print the number of pairs, their sizes and the share of each class in all pixels."""
-    sizes, pixels = zip(*sound)
-    small, large = (choose(sizes, key=np.prod) for choose in (min, max))
-    print(f"{dataset.name} {dataset.split}: {len(sizes)} photos with label maps, "
-          f"{small[0]}x{small[1]} to {large[0]}x{large[1]} (height x width)")
-    share = np.sum(pixels, axis=0) / np.sum(pixels)
-    seen = [f"{dataset.class_names[k]} {share[k]:.2%}" for k in np.argsort(-share) if share[k]]
-    print("  share of all pixels:", ", ".join(seen))
-    print("  never seen:", ", ".join(np.array(dataset.class_names)[share == 0]) or "none")
-
-
 def check(preset, data_root, subset, out):
-    """Check both splits, describe them, write a contact sheet. UserError if anything is wrong."""
+    """Check both splits, write a contact sheet. UserError if anything is wrong."""
     train, val = (open_dataset(preset, split, SIZES[preset], data_root, subset=subset,
                                num_images=200 if preset == "toy" else None, complete=False)
                   for split in ("train", "val"))
@@ -492,8 +480,7 @@ def check(preset, data_root, subset, out):
     for dataset in (train, val):
         broken, sound = survey(dataset)
         problems += broken
-        if sound:
-            describe(dataset, sound)
+        print(f"{dataset.name} {dataset.split}: {len(sound)} photos with label maps")
     if problems:
         print(*problems, sep="\n", file=sys.stderr)
         raise UserError(f"number of problems found, listed above: {len(problems)}")

@@ -5,7 +5,7 @@ Sushko, Zhang, Gall, Schiele, Khoreva; ICLR 2021). The generator G paints an ima
 and a noise tensor. The discriminator D is a segmentation network: it names, for every pixel, one
 of the N classes of the label map or the extra class "fake". D is the only teacher of G.
 
-    python oasis.py        # the shape of every stage and the parameter counts of the paper's models
+    python oasis.py        # the parameter counts of the paper's models
 
 Conventions, the same in all files:
 
@@ -24,7 +24,6 @@ import contextlib
 import importlib
 import os
 import pickle
-import re
 import sys
 import time
 from pathlib import Path
@@ -226,10 +225,9 @@ def upsample(x, size):
 def scale_weights(network, factor):
     """Multiply every weight, but no bias: another gain for the initial weights.
 
-    A spectrally normalised layer computes the same as before but learns more slowly: Adam's steps
-    keep their size, the weight is larger. The layers without spectral normalisation, SPADE's and
-    the first and last, change their output, too. From a gain of 0.02 Adam needs hundreds of steps
-    to grow the weights, which a short training does not have.
+    Where spectral normalisation divides it out again, the output stays, and the layer learns more
+    slowly. In the other layers, those of SPADE and the first and last, the output grows. From the
+    paper's 0.02 Adam needs hundreds of steps to grow the weights; a short training has none.
     """
     for parameter in network.parameters():
         if parameter.ndim > 1:
@@ -324,7 +322,7 @@ class Generator(nn.Module):
     def forward(self, labels, noise):
         """labels (B, H, W) int64, noise (B, C) or (B, C, H, W) -> images (B, 3, H, W) in [−1, 1].
 
-        H and W must be multiples of `size_multiple`, ids below N. Raises UserError.
+        H and W must be multiples of `size_multiple`. Raises UserError.
         """
         condition = self.condition(labels, noise)                                 # (B, C+N, H, W)
         x = self.first(shrink(condition, self.size_multiple))                     # (B, 16c, H/32 …)
@@ -344,19 +342,16 @@ class Generator(nn.Module):
         return torch.cat([noise.to(dtype), one_hot.to(dtype)], 1)
 
     def check(self, labels):
-        """Refuse sizes that do not divide and ids that do not exist.
+        """Refuse sizes that do not divide and ids that do not exist. UserError.
 
         Not the ids of a training batch, which data.py has checked: on a GPU a look costs a wait.
         """
-        height, width = labels.shape[1:]
-        m = self.size_multiple
+        (height, width), m, n = labels.shape[1:], self.size_multiple, self.num_classes
         if height % m or width % m:
             raise UserError(f"a label map of {height}×{width} cannot be drawn: this generator "
-                            f"needs height and width to be multiples of {m}")
-        if not self.training and labels.device.type == "cpu":
-            if labels.min() < 0 or labels.max() >= self.num_classes:
-                raise UserError(f"the label map holds ids {labels.min()} to {labels.max()}, this "
-                                f"generator knows 0 to {self.num_classes - 1}")
+                            f"needs multiples of {m}")
+        if not self.training and not (labels.min() >= 0 and labels.max() < n):
+            raise UserError(f"label map with ids outside 0 to {n - 1}")
 
 
 def shrink(condition, s):
@@ -529,24 +524,13 @@ def build_discriminator(checkpoint):
 
 
 def main():
-    """The shapes inside the paper's ADE20K model, and the parameter counts of three datasets."""
-    labels, noise = torch.zeros(1, 256, 256, dtype=torch.int64), torch.zeros(1, 64)
-    image = torch.zeros(1, 3, 256, 256)
-    for network, inputs in ((Generator(151), (labels, noise)), (Discriminator(151), (image,))):
-        print(f"{type(network).__name__}, ADE20K, from", *(tuple(x.shape) for x in inputs))
-        for name, module in network.named_modules():
-            if name in ("first", "last") or re.fullmatch(r"(blocks|encoder|decoder)\.\d", name):
-                module.register_forward_hook(
-                    lambda _, __, x, name=name: print(f"    {name:12s} {tuple(x.shape)}"))
-        with torch.no_grad():
-            network.eval()(*inputs)
-    print("\nParameters              N   generator  discriminator        both")
+    """The parameter counts of the paper's models (Table 1 says 94M, whatever the dataset)."""
+    print("                    N   generator  discriminator        both")
     for name, n in (("ADE20K", 151), ("COCO-Stuff", 183), ("Cityscapes", 35)):
         with torch.device("meta"):          # tensors that have a shape and no numbers
             g, d = (sum(p.numel() for p in network(n).parameters())
                     for network in (Generator, Discriminator))
-        print(f"  {name:16s} {n:6d}  {g:10,}  {d:13,}  {g + d:10,}")
-    print("Table 1 says 94M for both together, whatever the dataset; it depends on N.")
+        print(f"{name:14s} {n:6d}  {g:10,}  {d:13,}  {g + d:10,}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import csv
 import dataclasses
 import hashlib
 import inspect
+import math
 import os
 import signal
 import sys
@@ -115,7 +116,7 @@ class Settings:
     resume: bool = False
     """go on with the run in --run-dir"""
     log_every: int = 100
-    """steps between two rows of log.csv"""
+    """steps between two rows of losses in log.csv"""
     picture_every: int = 1000
     """steps between two grids of pictures"""
     score_every: int = 5000
@@ -178,8 +179,6 @@ def parse_arguments(argv=None, settings_class=Settings, presets=PRESETS):
     given.setdefault("run_dir", f"runs/{preset}")
     if given.get("data_root"):
         given["data_root"] = str(Path(given["data_root"]).resolve())
-    if "epochs" in given:               # stronger than the number of steps of a preset or run
-        given.setdefault("steps", 0)
     if not given.get("resume"):
         return settings_class(**{**presets[preset], "preset": preset, **given})
     own = resumable_checkpoint(given["run_dir"])["settings"]
@@ -219,17 +218,6 @@ def make_networks(settings, num_classes):
                         s.padding)
     D = oasis.Discriminator(num_classes, s.d_channels)
     return G, D
-
-
-def compile_in_place(G, D):
-    """torch.compile networks and losses. In place: names of weights and functions stay the same.
-
-    Every tensor keeps its shape in a run, so each becomes one graph for each batch size.
-    """
-    G.compile(dynamic=False)
-    D.compile(dynamic=False)
-    for name in ("discriminator_losses", "real_loss"):
-        setattr(losses, name, torch.compile(getattr(losses, name), dynamic=False))
 
 
 class State:
@@ -356,22 +344,12 @@ def check_weights(state):
     """
     for network in (state.generator, state.discriminator, state.ema):
         checksum = sum(v.double().abs().sum() for v in network.state_dict().values()).cpu()
-        sums = [checksum.clone() for _ in range(rank_and_size()[1])]
-        if dist.is_initialized():
-            dist.all_gather(sums, checksum)
-        if not all(other.isfinite() for other in sums):
+        checksums = metrics.gather(checksum.item())
+        if not math.isfinite(sum(checksums)):
             raise UserError(f"weights are not finite after step {state.step}; the last checkpoint "
                             f"is from before; try lower learning rates")
-        if any(other != checksum for other in sums):
+        if len(set(checksums)) > 1:
             raise UserError(f"the weights of the processes differ after step {state.step}")
-
-
-def note_signals():
-    """Ctrl-C and SIGTERM only fill this list: the step is finished, and saved, before the end."""
-    signals = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: signals.append(number))
-    return signals
 
 
 # ---- What a run draws and writes -----------------------------------------------------------------
@@ -536,8 +514,11 @@ def train(settings, networks=make_networks, step=training_step):
     state = State(s, networks, train_set.num_classes, device)
     start_or_resume(s, state, train_set)
     G, D, ema = state.generator, state.discriminator, state.ema
-    if s.compile:
-        compile_in_place(G, D)
+    if s.compile:       # in place, so names stay; each batch size becomes one graph
+        G.compile(dynamic=False)
+        D.compile(dynamic=False)
+        for name in ("discriminator_losses", "real_loss"):
+            setattr(losses, name, torch.compile(getattr(losses, name), dynamic=False))
     chosen = [] if s.metrics == "none" else s.metrics.split(",")
     scorer = metrics.Scorer(val_set, train_set, device, chosen, run_dir=run_dir, workers=s.workers,
                             segmenter_steps=s.segmenter_steps or None)
@@ -545,7 +526,9 @@ def train(settings, networks=make_networks, step=training_step):
         range(10), training_batches(s, train_set))]
     batches = training_batches(s, train_set, state.step)
     total_steps = s.steps or s.epochs * (len(train_set) // s.batch_size)
-    signals, stop, scores = note_signals(), False, {}
+    signals, stop, scores = [], False, {}
+    for number in (signal.SIGINT, signal.SIGTERM):      # noted, and obeyed at the end of the step
+        signal.signal(number, lambda number, frame: signals.append(number))
     began = time.monotonic() - state.seconds
     bar = tqdm(initial=state.step, total=total_steps, unit="step", disable=rank > 0, smoothing=0.05)
 
