@@ -328,18 +328,15 @@ class Scorer:
 
     def __call__(self, generator, discriminator=None):
         """All chosen scores of this generator (and discriminator, for d_miou) -> {name: float}."""
-        networks = [network for network in (generator, discriminator) if network is not None]
-        modes = [network.training for network in networks]
-        for network in networks:
-            network.eval()
-        scores = self.compare(self.images(generator=generator))
+        scores = self.compare(self.images(generator=generator.eval()))
         if "d_miou" in self.metrics and discriminator is not None:
             # D's last channel, "fake", is no answer here.
             reader = Segmenter(discriminator, self.val_set, [*range(self.val_set.num_classes), -1])
+            training = discriminator.training
+            discriminator.eval()
             total = self.add_up(self.images(), {"d_miou": reader.confusion})["d_miou"]
+            discriminator.train(training)
             scores["d_miou"] = mean_iou(total)
-        for network, mode in zip(networks, modes):
-            network.train(mode)
         return scores
 
     def compare(self, batches):
