@@ -139,15 +139,16 @@ class Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         normalized, scale = ctx.saved_tensors
-        g = at_least_float32(gradient)
-        means = torch.stack([g.mean((0, 2, 3)), (g * normalized).mean((0, 2, 3))])         # (2, C)
+        means = torch.stack([g.mean((0, 2, 3), dtype=scale.dtype)
+                             for g in (gradient, gradient * normalized)])                  # (2, C)
         _, processes = rank_and_size()
         if processes > 1:
             dist.all_reduce(means)
             means = means / processes
-        mean_g, mean_gx = means[:, :, None, None]
-        result = (g - mean_g - normalized * mean_gx) * scale[:, None, None]
-        return result.to(gradient.dtype), None, None, None
+        # The formula as a · g + b · x̂ + c, in the gradient's own precision.
+        a, (c, b) = scale, -scale * means
+        a, b, c = (factor.to(gradient.dtype)[:, None, None] for factor in (a, b, c))
+        return torch.addcmul(torch.addcmul(c, a, gradient), b, normalized), None, None, None
 
 
 class BatchNorm(nn.BatchNorm2d):

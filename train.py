@@ -181,7 +181,7 @@ def parse_arguments(argv=None, settings_class=Settings, presets=PRESETS):
         given["data_root"] = str(Path(given["data_root"]).resolve())
     if not given.get("resume"):
         return settings_class(**{**presets[preset], "preset": preset, **given})
-    own = resumable_checkpoint(given["run_dir"])["settings"]
+    own = oasis.load_checkpoint(Path(given["run_dir"], "latest.pt"))["settings"]
     for name in given.keys() - set(CHANGEABLE):
         if given[name] != own[name]:
             raise UserError(f"{name} {given[name]}: the run in {given['run_dir']} was started with "
@@ -199,25 +199,13 @@ def field_texts(settings_class):
     return texts
 
 
-def resumable_checkpoint(run_dir):
-    """latest.pt of a run, if the run can go on from it. UserError."""
-    path = Path(run_dir) / "latest.pt"
-    checkpoint = oasis.load_checkpoint(path)
-    if "optimizer_G" not in checkpoint:
-        raise UserError(f"{path}: holds no optimizers, so the training cannot go on from it")
-    return checkpoint
-
-
 # ---- Networks, optimizers, counters --------------------------------------------------------------
 
 
-def make_networks(settings, num_classes):
-    """G and D as the settings say, untrained."""
-    s = settings
-    G = oasis.Generator(num_classes, s.noise_dim, s.channels, s.num_blocks, s.spade_hidden,
-                        s.padding)
-    D = oasis.Discriminator(num_classes, s.d_channels)
-    return G, D
+def make_networks(s, num_classes):
+    """G and D as the settings s say, untrained."""
+    return (oasis.Generator(num_classes, s.noise_dim, s.channels, s.num_blocks, s.spade_hidden,
+                            s.padding), oasis.Discriminator(num_classes, s.d_channels))
 
 
 class State:
@@ -268,15 +256,17 @@ class State:
 
 def start_or_resume(settings, state, train_set):
     """Load the checkpoint of a run that goes on; never write over a run. UserError."""
-    path = Path(settings.run_dir) / "latest.pt"
-    if settings.resume:
-        checkpoint = resumable_checkpoint(settings.run_dir)
-        if checkpoint["dataset"]["class_names"] != list(train_set.class_names):
-            raise UserError(f"{settings.data_root}: has other classes than the run {path}")
-        state.load(checkpoint)
-    elif path.exists():
+    path = Path(settings.run_dir, "latest.pt")
+    if not settings.resume and path.exists():
         raise UserError(f"{settings.run_dir} holds a run already; go on with it by --resume, or "
                         f"choose another --run-dir")
+    if settings.resume:
+        checkpoint = oasis.load_checkpoint(path)
+        if checkpoint["dataset"]["class_names"] != list(train_set.class_names):
+            raise UserError(f"{settings.data_root}: has other classes than the run {path}")
+        if "optimizer_G" not in checkpoint:
+            raise UserError(f"{path}: holds no optimizers, so the training cannot go on from it")
+        state.load(checkpoint)
 
 
 def set_learning_rates(state, settings, total_steps):
@@ -305,10 +295,10 @@ def update_ema(ema, G, decay):
 def refresh_ema(ema, G, label_maps, seed):
     """Measure the average's own batch-norm statistics, and leave it in eval mode.
 
-    Statistics collected by G belong to G's features. With the average's weights they would shift
-    the colours. So the average paints some training label maps, and the mean of the statistics it
-    sees is kept. The result depends on the weights, the label maps and the seed alone: refreshing
-    more often changes nothing. label_maps: this process's share of some batches, (B, H, W) each.
+    G's statistics are those of G's features; with the average's weights they would shift colours.
+    So the average paints some training label maps and keeps the mean of the statistics it sees.
+    The result is a function of the weights, the label maps and the seed: refreshing more often
+    changes nothing. label_maps: this process's share of some batches, (B, H, W) each.
     """
     rank, processes = rank_and_size()
     device = next(G.parameters()).device
