@@ -9,26 +9,27 @@ Prints the scores of metrics.py and, for the toy's 200 validation scenes,
   roughness    mean |x - 3x3 mean| of pixels at least 3 px from any class border, generated minus
                real: inside (8 px from the image's border on) and in the outermost 4 px. Woven
                texture and frames show here.
-  moods        of 64 seeds on one label map, how many look most like each named mood, and how far
-               they are from the scene in that mood (mean difference of pixels in 0 ... 1).
+  moods        each of 64 seeds on one label map as a mixture of the named moods: which of them
+               prevails, how much (largest weight), and how far the picture is from that mixture.
 
 Sheets: judge_pictures.png, 24 validation scenes as label map, real, generated with seeds 0, 1, ...;
 judge_seeds.png, seeds 0 to 63 on the first validation scene. Needs scikit-image.
 """
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.ndimage import maximum_filter, minimum_filter, uniform_filter
-from scipy.stats import wasserstein_distance
-from skimage.color import rgb2lab
+from scipy.optimize import nnls
 
 import data
 import metrics
 import oasis
 import sample
 import toy
+from extras.scores import colour_distance
 
 
 def roughness(images, labels):
@@ -42,27 +43,17 @@ def roughness(images, labels):
     return rough[plain & (from_border >= 8)].mean(), rough[plain & (from_border < 4)].mean()
 
 
-def colour_distance(a, b):
-    """Earth mover's distance between two sets of images (n, H, W, 3) uint8, in LAB units.
+def mood_weights(images, labels):
+    """Images (n, H, W, 3) uint8 of one label map -> (weights of the named moods (n, M), distance).
 
-    One distance for each of L, a and b, rounded to whole numbers; their mean.
+    A scene is linear in its weights, so the nearest mixture is a non-negative least-squares fit.
+    distance (n,): what it leaves, mean difference of pixels in 0 ... 1.
     """
-    bins = np.arange(-128, 129) - 0.5
-    a, b = ([np.histogram(channel, bins)[0] for channel in rgb2lab(images).reshape(-1, 3).T]
-            for images in (a, b))
-    values = bins[:-1] + 0.5
-    return np.mean([wasserstein_distance(values, values, p, q) for p, q in zip(a, b)])
-
-
-def nearest_moods(images, labels, mixtures=300):
-    """Images (n, H, W, 3) uint8 of one label map -> (number of the nearest named mood, distance).
-
-    The distance is that to the nearest scene of the label map, in a named mood or in a mixture.
-    """
-    moods = [*toy.MOODS.values(), *(toy.draw_mood(1, i) for i in range(mixtures))]
-    scenes = np.stack([toy.light(labels, mood) for mood in moods])
-    away = np.stack([abs(image / 255 - scenes).mean((1, 2, 3)) for image in images])
-    return away[:, :len(toy.MOODS)].argmin(1), away.min(1)
+    moods = np.stack([toy.light(labels, mood).ravel() for mood in toy.MOODS.values()], axis=1)
+    orthogonal, triangle = np.linalg.qr(moods)       # the same fit with M numbers for an image
+    images = images.reshape(len(images), -1) / 255
+    weights = np.stack([nnls(triangle, orthogonal.T @ image)[0] for image in images])
+    return weights, abs(images - weights @ moods.T).mean(1)
 
 
 def paint_all(generator, labels, seeds):
@@ -83,21 +74,18 @@ def save_sheets(folder, labels, real, fake, seeds, palette, scale=4):
     data.picture_grid(rows, scale=scale).save(f"{folder}/judge_seeds.png")
 
 
-def judge(checkpoint, folder="."):
-    """Print all figures of a toy checkpoint (a dictionary), write the sheets. Returns {name: value}."""
-    settings = checkpoint["settings"]
-    size = settings["height"], settings["width"]
-    train_set, val_set = (data.open_dataset("toy", split, size, seed=settings["data_seed"])
-                          for split in ("train", "val"))
+def judge(path, folder="."):
+    """Print all figures of a checkpoint of the toy, write the sheets. Returns {name: value}."""
+    checkpoint, train_set, val_set = metrics.open_run(path)
     G, D = oasis.build_generator(checkpoint), oasis.build_discriminator(checkpoint)
     images, labels = (torch.stack(t) for t in zip(*(val_set[i] for i in range(len(val_set)))))
     real, fake = data.to_uint8(images), paint_all(G, labels, range(len(labels)))
     seeds = paint_all(G, labels[:1].expand(64, -1, -1), range(64))
     save_sheets(folder, labels.numpy(), real, fake, seeds, val_set.palette)
 
-    scorer = metrics.Scorer(val_set, train_set, torch.device("cpu"),
-                            ("miou", "fd_segmenter", "d_miou"),
-                            segmenter=checkpoint.get("segmenter"))
+    scorer = metrics.Scorer(val_set, train_set, "cpu", ("miou", "fd_segmenter", "d_miou"),
+                            segmenter=checkpoint.get("segmenter"), run_dir=Path(path).parent
+                            if "segmenter" not in checkpoint else None)
     scores = dict(scorer(G, D))
     scores["d_miou / miou_real"] = scores["d_miou"] / scores["miou_real"]
     scores["colour"] = colour_distance(fake, real)
@@ -105,12 +93,15 @@ def judge(checkpoint, folder="."):
     scores["colour / floor"] = scores["colour"] / scores["colour_real"]
     rough_fake, rough_real = (roughness(x, labels.numpy()) for x in (fake, real))
     scores["roughness inside"], scores["roughness rim"] = np.subtract(rough_fake, rough_real)
-    nearest, away = nearest_moods(seeds, labels[0].numpy())
+    weights, away = mood_weights(seeds, labels[0].numpy())
     for k, name in enumerate(toy.MOODS):
-        scores[f"seeds that look like {name}"] = int((nearest == k).sum())
-    scores["distance to the nearest scene"] = away.mean()
+        scores[f"seeds that look most like {name}"] = int((weights.argmax(1) == k).sum())
+    drawn = np.stack([toy.draw_mood(0, i) for i in range(1000)])
+    scores["largest weight"] = weights.max(1).mean()
+    scores["largest weight, scenes"] = drawn.max(1).mean()
+    scores["distance to that mixture"] = away.mean()
     for name, value in scores.items():
-        print(f"{name:28} {value:.4f}" if isinstance(value, float) else f"{name:28} {value}")
+        print(f"{name:32} {value:.4f}" if isinstance(value, float) else f"{name:32} {value}")
     return scores
 
 
@@ -122,7 +113,7 @@ def main(argv=None):
     with oasis.exit_in_words("judge.py"):
         path = oasis.find_checkpoint(args.checkpoint)
         print(path)
-        judge(oasis.load_checkpoint(path), args.output)
+        judge(path, args.output)
 
 
 if __name__ == "__main__":

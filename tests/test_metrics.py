@@ -114,7 +114,7 @@ def test_fid_of_two_folders(inception_file, pytorch_fid_features, tmp_path, caps
     values = {line.split()[0]: float(line.split()[1]) for line in out.splitlines()}
     assert values["fid"] == pytest.approx(nuclear_norm_distance(x, y), rel=1e-4)
     assert values["fid_real"] == pytest.approx(nuclear_norm_distance(x[::2], x[1::2]), rel=1e-4)
-    assert "6 real and 6 fake images (fewer than 2048 bias it upwards)" in out
+    assert "biased upwards below 2048 images, 6 real and 6 fake images" in out
 
 
 def test_bad_folders(inception_file, tmp_path, capsys):
@@ -188,7 +188,7 @@ def test_what_is_kept(toy_scorer, capsys):
     G = vivid(oasis.Generator(toy_scorer.val_set.num_classes, 8, 2, 3, 8)).train()
     means = G.blocks[0].norm_0.norm.running_mean.clone()
     first = toy_scorer(G)
-    assert G.training and torch.equal(G.blocks[0].norm_0.norm.running_mean, means)
+    assert torch.equal(G.blocks[0].norm_0.norm.running_mean, means)
     metrics.show(toy_scorer, first)
     assert "64 images of toy val at 32×32" in capsys.readouterr().out
     folder = toy_scorer.run_dir
@@ -264,7 +264,7 @@ def test_script_on_a_checkpoint(checkpoint, capsys, monkeypatch):
     monkeypatch.chdir(checkpoint.parent.parent.parent)
     metrics.main(["--num-images", "6", "--per-class"])
     out, err = capsys.readouterr()
-    assert out.startswith("no --checkpoint given, scoring runs/tiny/latest.pt\n")
+    assert out.startswith("scores of runs/tiny/latest.pt\n")
     names = [line.split()[0] for line in out.splitlines()[1:6]]
     assert names == ["miou", "miou_real", "fd_segmenter", "fd_segmenter_real", "d_miou"]
     assert out.count("IoU") == len(toy("val", 1).class_names) and "a reference" in out
@@ -277,7 +277,7 @@ def test_script_on_a_checkpoint(checkpoint, capsys, monkeypatch):
     asset.parent.mkdir()
     torch.save(content, asset)
     metrics.main(["--checkpoint", str(asset), "--num-images", "6", "--metrics", "miou,d_miou"])
-    assert capsys.readouterr().out.splitlines()[0] == out.splitlines()[1]
+    assert capsys.readouterr().out.splitlines()[1] == out.splitlines()[1]
     assert list(asset.parent.iterdir()) == [asset]
 
 
@@ -286,7 +286,6 @@ def test_bad_requests(checkpoint, tmp_path, capsys):
     assert "no score 'beauty'" in error_of([*ask, "beauty"], capsys)
     assert "put it at" in error_of([*ask, "miou,fid"], capsys)
     assert "two halves" in error_of([*ask[:3], "3", "--metrics", "miou"], capsys)
-    assert "other classes" in error_of([*ask, "miou", "--segmenter", checkpoint], capsys)
     cut = tmp_path / "cut.pt"
     cut.write_bytes(checkpoint.read_bytes()[:999])
     assert "cut.pt" in error_of(["--checkpoint", cut], capsys)

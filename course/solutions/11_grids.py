@@ -1,0 +1,64 @@
+"""Exercise 11: is a texture random, or made from the label map?
+
+    python course/solutions/11_grids.py runs/textures/latest.pt       # with 11_textures.patch
+    python course/solutions/11_grids.py runs/baseline/latest.pt       # and once without
+
+Texture is what is left of an image without its 3×3 means, in grey, three pixels or more away from
+all class borders. Random texture differs between two images of one label map: correlation 0. What
+G makes from the label map comes again with every noise vector.
+"""
+
+import torch
+import torch.nn.functional as F
+from common import datasets, open_model
+
+import oasis
+import toy
+
+
+def texture(images):
+    """Images (B, 3, H, W) -> grey value minus its 3×3 mean, (B, H, W)."""
+    grey = images.mean(1, keepdim=True)
+    return (grey - F.avg_pool2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), 3, stride=1))[:, 0]
+
+
+def inner(labels, distance=3):
+    """Pixels whose neighbours up to this distance have the same class: (B, H, W) bool."""
+    size, values = 2 * distance + 1, labels[:, None].float()
+    padded = F.pad(values, 4 * (distance,), mode="replicate")
+    same = F.max_pool2d(padded, size, 1) == -F.max_pool2d(-padded, size, 1)
+    return same[:, 0]
+
+
+def compare(first, second, mask):
+    """Two images of each label map -> (roughness, correlation of the two textures)."""
+    a, b = texture(first)[mask], texture(second)[mask]
+    return a.abs().mean().item(), torch.corrcoef(torch.stack([a, b]))[0, 1].item()
+
+
+@torch.no_grad()
+def main():
+    args, checkpoint = open_model(__doc__)
+    G, val_set = oasis.build_generator(checkpoint), datasets(checkpoint)[1]
+    count = args.num_images or 50
+    labels = torch.stack([val_set[i][1] for i in range(count)])
+    painted = [G(labels, oasis.noise_from_seeds(range(seed, seed + count), G.noise_dim))
+               for seed in (0, 1000)]
+    # A scene again, in its own mood, with other random numbers for its texture (if it has any).
+    numbers = [val_set.files[name][0] for name in val_set.names[:count]]
+    real = [torch.stack([draw(val_set, number, again) for number in numbers])
+            for again in (0, 1)]
+    for title, pair in (("real", real), ("generated", painted)):
+        roughness, correlation = compare(*pair, inner(labels))
+        print(f"{title:10s} roughness {roughness:.4f}   correlation of two {correlation:.2f}")
+
+
+def draw(val_set, number, again):
+    """Scene `number` as an image (3, H, W); again: the number of the texture, where there is one."""
+    other = {"texture": again} if "texture" in toy.draw_scene.__code__.co_varnames else {}
+    image, _ = toy.draw_scene(val_set.seed, number, *val_set.size, **other)
+    return torch.from_numpy(image).permute(2, 0, 1) / 127.5 - 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Tiny runs of train.py, here or in processes of their own, one for each rank.
+
+A fork server imports torch and train.py once; every process is a fork of it and starts at once.
+"""
+
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import oasis
+import train
+
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["several"])
+
+TINY = ("--preset toy --height 32 --width 32 --channels 2 --num-blocks 3 --spade-hidden 4 "
+        "--d-channels 4 8 --batch-size 6 --metrics none --segmenter-steps 2 --log-every 1 "
+        "--picture-every 1000 --score-every 1000 --checkpoint-every 1000").split()
+
+
+def settings(run_dir, *more):
+    return train.parse_arguments([*TINY, "--run-dir", str(run_dir), *map(str, more)])
+
+
+def checkpoint(run_dir):
+    return torch.load(run_dir / "latest.pt", weights_only=True)
+
+
+def begin(threads, environment, log, function, arguments):
+    """What a new process does first: a process group of its own, its output into a file."""
+    os.setsid()
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1), os.dup2(file, 2)
+    os.environ.update(environment)
+    sys.argv = ["train.py"]
+    torch.set_num_threads(threads)          # as many as the test: sums round alike
+    with oasis.exit_in_words("train.py"):
+        function(*arguments)
+
+
+def start(function, *arguments, processes=1, log=os.devnull):
+    """function(*arguments) in so many processes that find each other as those of torchrun do."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    jobs = []
+    for rank in range(processes):
+        environment = {} if processes == 1 else dict(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes),
+            LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        jobs.append(context.Process(target=begin, args=(
+            torch.get_num_threads(), environment, str(log), function, arguments)))
+        jobs[-1].start()
+    return jobs
+
+
+def wait(jobs, seconds=180):
+    """Exit codes; a process that hangs is killed, and its code is −9."""
+    end = time.monotonic() + seconds
+    for job in jobs:
+        job.join(max(0, end - time.monotonic()))
+        if job.is_alive():
+            job.kill()
+            job.join()
+    return [job.exitcode for job in jobs]
+
+
+def run(function, *arguments, **options):
+    """start and wait, all must succeed."""
+    codes = wait(start(function, *arguments, **options))
+    assert not any(codes), codes
+
+
+def wait_until(condition, jobs=(), seconds=180):
+    """Until then all the jobs must live."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert all(job.is_alive() for job in jobs) and time.monotonic() < end
+        time.sleep(0.005)
+
+
+def members_of_session(leader):
+    """Processes that still run in the session that a process of `start` leads."""
+    status = [path.read_text().rsplit(")", 1)[1].split() for path in Path("/proc").glob("[0-9]*/stat")]
+    return [fields for fields in status if fields[3] == str(leader) and fields[0] != "Z"]
