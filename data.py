@@ -73,21 +73,20 @@ def write_whole(path):
         partial.unlink(missing_ok=True)
 
 
-def list_files(folder, endings, suffix=""):
+def list_files(folder, endings, suffix="", pattern="*"):
     """{name: path} of the files in folder called name + suffix + one of the endings (any case).
 
-    UserError: no such folder, no such file in it, or two files of one name (a.jpg and a.png).
+    pattern: "*/*" for the files one folder below. UserError: no such folder, no such file in it, or
+    two files of one name (a.jpg and a.png).
     """
-    folder = Path(folder)
-    with readable(folder):
-        # Names with a dot in front are notes of the operating system or half-written files.
-        paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in endings
-                 and path.stem.endswith(suffix) and not path.name.startswith(".")]
+    # Names with a dot in front are notes of the operating system or half-written files.
+    paths = [path for path in sorted(Path(folder).glob(pattern)) if path.name[0] != "."
+             and path.suffix.lower() in endings and path.stem.endswith(suffix)]
     found = {path.stem.removesuffix(suffix): path for path in paths}
     twice = sorted(path.name for path in set(paths) - set(found.values()))
     if twice or not found:
         raise UserError(f"{folder}: " + (f"another file has the name of {twice[0]}" if twice else
-                        f"holds no file *{suffix} ending in {' or '.join(endings)}"))
+                        f"is no folder with files *{suffix} ending in {' or '.join(endings)}"))
     return found
 
 
@@ -257,8 +256,8 @@ def find_files(preset, root, split):
         return (list_files(root / "images" / folder, PHOTOS),
                 list_files(root / "annotations" / folder, PNGS))
     if preset == "cityscapes":
-        return (list_cities(root / "leftImg8bit" / split, "_leftImg8bit"),
-                list_cities(root / "gtFine" / split, "_gtFine_labelIds"))
+        return (list_files(root / "leftImg8bit" / split, PNGS, "_leftImg8bit", "*/*"),
+                list_files(root / "gtFine" / split, PNGS, "_gtFine_labelIds", "*/*"))
     # COCO-Stuff. The archive of label maps unpacks to folders of the same names as the photos', so
     # both may lie in one folder. Photos are the jpgs, label maps the pngs.
     year = f"{split}2017"
@@ -266,13 +265,6 @@ def find_files(preset, root, split):
     labels = first_folder(root, f"stuffthingmaps_trainval2017/{year}", f"stuffthingmaps/{year}",
                           f"annotations/{year}", f"{split}_label", year)
     return list_files(photos, (".jpg", ".jpeg")), list_files(labels, PNGS)
-
-
-def list_cities(folder, suffix):
-    """list_files over the folders of the cities, one below `folder`."""
-    with readable(folder):
-        cities = sorted(path for path in folder.iterdir() if path.is_dir())
-    return {name: path for city in cities for name, path in list_files(city, PNGS, suffix).items()}
 
 
 # ---- The dataset ---------------------------------------------------------------------------------
@@ -445,10 +437,10 @@ def picture_grid(rows, captions=None, scale=1):
 # ---- Checking a dataset --------------------------------------------------------------------------
 
 def survey(dataset, most=None):
-    """Read every photo and label map in full -> (problems, sound).
+    """Read every photo and label map in full, or only about `most`, evenly spread.
 
-    most: read only about so many, evenly spread. problems: sentences, one per broken pair.
-    sound: ((H, W), pixels of each class (N,)) of every other pair.
+    Returns problems, a sentence for each broken pair, and for each sound one ((H, W), pixels of
+    each class (N,)).
     """
     def inspect(index):
         try:
@@ -470,9 +462,17 @@ def check_dataset(dataset, most=None):
     return [] if dataset.name == "toy" else survey(dataset, most)[0]
 
 
-def check(preset, data_root, subset, out):
+@exit_in_words("data.py")
+def main(argv=None):
     """Check both splits, write a contact sheet. UserError if anything is wrong."""
-    train, val = (open_dataset(preset, split, SIZES[preset], data_root, subset=subset,
+    parser = argparse.ArgumentParser(description="Check a dataset before training on it.")
+    parser.add_argument("--preset", default="toy", choices=PRESETS, help="default: toy")
+    parser.add_argument("--data-root", metavar="DIR", help="the dataset's folder (not for toy)")
+    parser.add_argument("--subset", metavar="FILE", help="names of the images to use, one per line")
+    parser.add_argument("--out", metavar="PNG", help="the contact sheet (default: data_PRESET.png)")
+    args = parser.parse_args(argv)
+    preset, subset, out = args.preset, args.subset, args.out or f"data_{args.preset}.png"
+    train, val = (open_dataset(preset, split, SIZES[preset], args.data_root, subset=subset,
                                num_images=200 if preset == "toy" else None, complete=False)
                   for split in ("train", "val"))
     absent = read_names(subset) - {*train.names, *val.names} if subset else ()
@@ -490,17 +490,6 @@ def check(preset, data_root, subset, out):
     with write_whole(out) as partial:
         picture_grid(grid, scale=2 if train.size[0] <= 128 else 1).save(partial)
     print(f"{out}: some photos and their label maps in colour")
-
-
-def main(argv=None):
-    parser = argparse.ArgumentParser(description="Check a dataset before training on it.")
-    parser.add_argument("--preset", default="toy", choices=PRESETS, help="default: toy")
-    parser.add_argument("--data-root", metavar="DIR", help="the dataset's folder (not for toy)")
-    parser.add_argument("--subset", metavar="FILE", help="names of the images to use, one per line")
-    parser.add_argument("--out", metavar="PNG", help="the contact sheet (default: data_PRESET.png)")
-    args = parser.parse_args(argv)
-    with exit_in_words("data.py"):
-        check(args.preset, args.data_root, args.subset, args.out or f"data_{args.preset}.png")
 
 
 if __name__ == "__main__":

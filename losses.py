@@ -2,18 +2,20 @@
 
     python losses.py       # draws losses.png: a LabelMix example and the class weights of a batch
 
-All that the two networks are taught by (Sec. 2):
+The whole supervision of the two networks (Sec. 2), with x̂ = G(z, t):
 
-    D minimises   real_loss(D(x), t)  +  fake_loss(D(G(z, t)))  +  λ · labelmix_loss      (Eq. 1)
-    G minimises   real_loss(D(G(z, t)), t)                                                (Eq. 2)
+    D minimises   real_loss(D, x, t)  +  fake_loss(D, x̂)  +  λ · labelmix_loss    (Eq. 1 + λ L_cons)
+    G minimises   real_loss(D, x̂, t)                                              (Eq. 2)
 
-D shall name the class of every pixel of a photograph x, as its label map t does, and call every
-pixel of a generated image "fake", class N+1. G wants D to read t from its image. A usual
-discriminator says real or fake for an image or a patch. This one tells G, for every pixel, which
-class it saw instead of the right one.
+D is trained to name the class of every pixel of a photograph x, as its label map t does, and to
+call every pixel of a generated image "fake", class N+1. G is trained so that D reads t from its
+image. A usual discriminator says real or fake for an image or a patch. This one tells G, for every
+pixel, which class it saw instead of the right one. λ weighs LabelMix; the paper prints no value,
+the authors' code has 5 or 10.
 
-Shapes: logits (B, N+1, H, W), the fake class in the last channel; label maps (B, H, W) int64. The
-sums over pixels in Eq. 1 and 2 are taken as means, so that a loss does not depend on image size.
+The functions take D's logits, (B, N+1, H, W), the fake class in the last channel; the paper's D(x)
+is their softmax. Label maps t are (B, H, W) int64. The sums over pixels in Eq. 1 and 2 are taken as
+means, so that a loss does not depend on the image size.
 """
 
 import torch
@@ -30,7 +32,7 @@ def count_classes(labels, num_classes):
 def class_weights(labels, num_classes, ignore_label=None, counts=None):
     """α_c, "the inverse of per-pixel class frequency", counted in the batch (Sec. 2).
 
-        α_c = B·H·W / (K · pixels of class c),      K = number of classes present
+        α_c = B·H·W / (K · pixels of c),      K = number of classes present, without ignore_label
 
     Every class that is present gets the same total weight: a car counts as much as the sky. The
     weights average to 1 over the pixels, so the real term stays as large as the fake term. Absent
@@ -51,7 +53,7 @@ def class_weights(labels, num_classes, ignore_label=None, counts=None):
 
 
 def at_least_float32(x):
-    """x in float32 if it is narrower: bfloat16 has 8 bits for a number, too few for a loss."""
+    """x in float32 if it is narrower: bfloat16 keeps 8 significant bits, too few for a loss."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -65,13 +67,13 @@ def cross_entropy(logits, classes):
 
 
 def real_loss(logits, labels, weights):
-    """First term of Eq. 1 where logits = D(x); all of Eq. 2 where logits = D(G(z, t)).
+    """First term of Eq. 1, for the logits of x; all of Eq. 2, for the logits of x̂ = G(z, t).
 
         − mean over images and pixels of  Σ_{c=1..N} α_c · t_{i,j,c} · log D(·)_{i,j,c}
 
-    t is one-hot, so of the sum over c one term is left: the class that the label map names. The
-    softmax runs over N+1 channels, and what "fake" takes the right class loses. So one formula is
-    D's reward for reading a photograph and G's reward for a convincing image.
+    t is one-hot, so of the sum over c one term is left: the class that the label map names. "Real"
+    are the classes, not always the image. Probability that D gives to "fake" is missing from the
+    right class. So one formula trains D on photographs and G on its own images.
 
     logits (B, N+1, H, W), labels (B, H, W) int64, weights α (N,). Returns a scalar.
     """
@@ -81,7 +83,7 @@ def real_loss(logits, labels, weights):
 
 
 def fake_loss(logits):
-    """Second term of Eq. 1, logits = D(G(z, t)):  − mean over pixels of  log D(·)_{i,j,c=N+1}.
+    """Second term of Eq. 1, logits of x̂:  − mean over pixels of  log D(x̂)_{i,j,c=N+1}.
 
     No class weights: a generated image has one class, fake. logits (B, N+1, H, W) -> a scalar.
     """
@@ -99,9 +101,9 @@ def fake_loss(logits):
 
 
 def labelmix_mask(labels, num_classes, generator=None, coins=None):
-    """M: one fair coin per class and image decides for all pixels of that class.
+    """M: one fair coin per class and image, as in the authors' code, decides for all its pixels.
 
-    labels (B, H, W) int64. coins: (B, N) of 0 and 1; None: drawn here, with `generator`, a CPU
+    labels (B, H, W) int64. coins: (B, N) of 0 and 1; None: drawn here from `generator`, a
     torch.Generator. Returns (B, 1, H, W) float32: 1 takes the real image, 0 the generated one.
     """
     if coins is None:
@@ -116,7 +118,7 @@ def labelmix(real, fake, mask):
 
 
 def labelmix_loss(logits_of_mix, logits_real, logits_fake, mask):
-    """L_cons = ‖ D(LabelMix(x, x̂, M)) − LabelMix(D(x), D(x̂), M) ‖², on logits, before λ.
+    """L_cons = ‖ D_logits(LabelMix(x, x̂, M)) − LabelMix(D_logits(x), D_logits(x̂), M) ‖²
 
     The mean over pixels and channels stands for the norm. All three logits (B, N+1, H, W) carry
     gradients: D may change what it says of the mixture, or of the two images.
@@ -126,15 +128,16 @@ def labelmix_loss(logits_of_mix, logits_real, logits_fake, mask):
 
 
 def discriminator_losses(logits, labels, weights, mask):
-    """The three terms that D minimises, before λ: a real, a fake and a LabelMix term.
+    """The terms of Eq. 1 + λ · L_cons: real, fake and LabelMix loss, three scalars.
 
-    logits: of x, x̂ and their mixture, in this order, in one batch (3B, N+1, H, W); without
-    LabelMix of x and x̂ only (2B, …), and the third term is 0. One function, so that
-    torch.compile can fuse its parts.
+    logits: of x, x̂ and their mixture, in this order, in one batch (3B, N+1, H, W). Without a
+    mixture, (2B, …), the third term is 0.
     """
-    real, fake, *mix = logits.split(len(labels))
-    consistency = labelmix_loss(mix[0], real, fake, mask) if mix else logits.new_zeros(())
-    return real_loss(real, labels, weights), fake_loss(fake), consistency
+    logits_real, logits_fake, *logits_of_mix = logits.split(len(labels))
+    consistency = logits.new_zeros(())
+    if logits_of_mix:
+        consistency = labelmix_loss(*logits_of_mix, logits_real, logits_fake, mask)
+    return real_loss(logits_real, labels, weights), fake_loss(logits_fake), consistency
 
 
 # ---- python losses.py ----------------------------------------------------------------------------
@@ -146,7 +149,7 @@ def main():
 
     import toy
 
-    # Two moods of one scene stand for x and x̂: one label map, other colours everywhere.
+    # One scene in the colours of noon and of autumn stands for x and x̂.
     noon, autumn = list(toy.MOODS.values())[:2]
     labels = torch.stack([torch.from_numpy(toy.draw_scene(0, i, 128, 128)[1]) for i in range(8)])
     x, x_hat = (torch.from_numpy(toy.draw_scene(0, 0, 128, 128, m)[0]) for m in (noon, autumn))

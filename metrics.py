@@ -10,9 +10,8 @@ number of images. So each one is printed with its protocol. Beside it stands the
 images. For a distance that is the distance between the even and the odd real images, which no
 generator gets much below. For mIoU it is a reference only: generated images may be easier to read.
 
-Conventions: images (B, 3, H, W) in [−1, 1], rounded to the 256 levels of a png before anything is
-measured. Networks run in float32. Image i gets the noise of seed + i. A set of images is reduced to
-float64 sums over its images, so memory does not grow and several processes add up theirs.
+Images (B, 3, H, W) in [−1, 1] are rounded to the 256 levels of a png before anything is measured.
+A set of them is reduced to float64 sums, so memory does not grow and processes add up theirs.
 """
 
 import argparse
@@ -39,6 +38,9 @@ METRICS = {     # name -> what it says
     "fid": "Fréchet Inception distance ↓ (Table 1)",
     "d_miou": "mIoU of OASIS's own discriminator on real images ↑ (Sec. 3: 40.0 on ADE20K)",
 }
+# FID's weights, and how their SHA-256 begins.
+INCEPTION = ("https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+             "pt_inception-2015-12-05-6726825d.pth", "6726825d")
 
 
 def gather(value):
@@ -49,11 +51,9 @@ def gather(value):
     return values
 
 
-# ---- Fréchet distance ----------------------------------------------------------------------------
-#
+# ---- Fréchet Inception distance ------------------------------------------------------------------
 # Heusel et al., 2017: describe each set of images by the mean and covariance of a network's
 # features, and take the Fréchet distance between the two Gaussians with these moments.
-
 
 def quantise(images):
     """Round images in [−1, 1] to the 256 levels that a png can hold."""
@@ -79,7 +79,7 @@ def frechet_distance(mu1, sigma1, mu2, sigma2):
     mu1, sigma1, mu2, sigma2 = (torch.as_tensor(t, dtype=torch.float64)
                                 for t in (mu1, sigma1, mu2, sigma2))
     # With fewer images than features most eigenvalues are 0 and come out as ±1e-16. The root would
-    # make 1e-8 of this rounding error, thousands of times. So they are left out.
+    # make 1e-8 of each such rounding error, so they are left out.
     eps = len(mu1) * torch.finfo(torch.float64).eps
     eigenvalues, vectors = torch.linalg.eigh(sigma1)                        # ascending
     true = eigenvalues > eps * eigenvalues[-1:]
@@ -96,12 +96,6 @@ def moment_distance(a, b):
     covariances = [(total[1:, 1:] - total[0, 0] * torch.outer(mean, mean)) / (total[0, 0] - 1)
                    for total, mean in zip((a, b), means)]
     return frechet_distance(means[0], covariances[0], means[1], covariances[1])
-
-
-# ---- FID's network -------------------------------------------------------------------------------
-
-INCEPTION = ("https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
-             "pt_inception-2015-12-05-6726825d.pth", "6726825d")
 
 
 def fetch(url, digits):
@@ -132,10 +126,11 @@ class InceptionFeatures(nn.Module):
 
     def __init__(self, weights=None):
         super().__init__()
-        with torch.device("meta"):      # no memory and no random numbers before the weights come
+        with torch.device("meta"):      # draws no random numbers
             network = torchvision.models.Inception3(1008, aux_logits=False, init_weights=False)
         network.load_state_dict(oasis.read_tensors(weights or fetch(*INCEPTION)), assign=True)
-        network.fc = nn.Identity()      # what the classifier would read are the features
+        # What the classifier would read are the features.
+        network.fc = nn.Identity()
         # torchvision has a later network than FID's of 2015. That one leaves the padding out of
         # its average pools, and takes a maximum in its very last block.
         for block in network.children():
@@ -143,7 +138,8 @@ class InceptionFeatures(nn.Module):
                 replace_pooling(block, nn.AvgPool2d(3, 1, padding=1, count_include_pad=False))
         replace_pooling(network.Mixed_7c, nn.MaxPool2d(3, 1, padding=1))
         self.network = network.to(torch.get_default_dtype())
-        self.description = f"Inception {network_hash(network)}, 299×299 bilinear"
+        self.description = (f"Inception {network_hash(network)}, 299×299 bilinear, "
+                            "biased upwards below 2048 images")
         self.requires_grad_(False).eval()
 
     def forward(self, images):
@@ -151,22 +147,19 @@ class InceptionFeatures(nn.Module):
 
 
 def replace_pooling(block, pool):
-    """Make the pooling branch of an Inception block read pool(input) instead of its own average."""
+    """Make the pooling branch of an Inception block read pool(its input), not its own average."""
     block.register_forward_pre_hook(lambda _, inputs: setattr(block, "pooled", pool(*inputs)))
     block.branch_pool.register_forward_pre_hook(lambda *_: block.pooled)
 
 
 # ---- mIoU ----------------------------------------------------------------------------------------
-#
 # Does an image show what its label map asked for? A fixed segmentation network reads the label map
 # back from the generated image. The better it succeeds, the better G followed the map.
-
 
 def confusion_matrix(prediction, target, num_classes, ignore_label=None):
     """How many pixels of each class (row) were given each name (column): (N, N) int64.
 
-    prediction, target: int64 tensors of one shape, ids 0 … N−1. Pixels whose target is ignore_label
-    are not counted.
+    prediction, target: int64, of one shape, ids 0 … N−1. Pixels of ignore_label are not counted.
     """
     ids = torch.stack([prediction.flatten(), target.flatten()])
     if ids.min() < 0 or ids.max() >= num_classes:
@@ -179,8 +172,7 @@ def confusion_matrix(prediction, target, num_classes, ignore_label=None):
 
 def class_iou(confusion):
     """Intersection over union of each class, (N,) float64; NaN where a class never occurs."""
-    confusion = confusion.double()
-    right = confusion.diag()
+    right = confusion.diag().double()
     return right / (confusion.sum(0) + confusion.sum(1) - right)
 
 
@@ -194,16 +186,16 @@ class Segmenter:
 
     network: images (B, 3, H, W) in [−1, 1] -> logits (B, K, h, w). table: for each of its K classes
     the id in the dataset, or −1 where the dataset has none: then its next best answer counts. None:
-    K = N, the same classes. Classes that no entry names (16 of Cityscapes' 35) are not scored.
-    size: what images are resized to for it, (H, W). description: its name in the protocol.
+    K = N, the same classes. Classes that no entry names are not scored. size: what images are
+    resized to for it, (H, W). description: its name in the protocol.
     """
 
     def __init__(self, network, dataset, table=None, size=None, description=""):
         self.network, self.size, self.description = network, size, description
         self.num_classes, self.ignore_label = dataset.num_classes, dataset.ignore_label
-        self.table = torch.as_tensor(range(self.num_classes) if table is None else table)
-        if self.ignore_label is not None:       # never scored, so never an answer either
-            self.table = self.table.masked_fill(self.table == self.ignore_label, -1)
+        table = range(self.num_classes) if table is None else table
+        # Unknown is never scored, so it is never an answer either.
+        self.table = torch.tensor([-1 if k == self.ignore_label else k for k in table])
 
     def confusion(self, images, labels):
         """images (B, 3, H, W), labels (B, H, W) -> confusion matrix (N, N) float64."""
@@ -216,18 +208,12 @@ class Segmenter:
         counts = confusion_matrix(table[best], labels, self.num_classes, self.ignore_label)
         return counts * torch.isin(torch.arange(len(counts)).to(table), table)[:, None].double()
 
-    def features(self, images):
-        """Deepest encoder features of a network trained here, averaged over space: (B, C)."""
-        return self.network.encode(images)[-1].mean((2, 3))
-
-
-# ---- A segmenter, trained on real images ---------------------------------------------------------
 
 def scoring_network(num_classes, channels):
     """The discriminator's U-Net with N outputs: a Discriminator of N − 1 classes and "fake".
 
-    Without spectral normalisation and with larger initial weights: those keep two opponents in
-    balance. This network has no opponent, and learns several times faster without them.
+    Spectral normalisation and small initial weights keep two opponents in balance. This network has
+    no opponent, and learns several times faster without them.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -241,10 +227,10 @@ def scoring_network(num_classes, channels):
 
 
 def train_segmenter(dataset, device, steps=None, workers=0):
-    """Train the network behind mIoU on the real images of a training set.
+    """Train the network behind mIoU on real images -> what segmenter.pt holds, a dictionary.
 
-    Minutes on two CPU cores below 256×256, else work for a GPU. Adam; the learning rate rises and
-    falls again. Returns what segmenter.pt holds, a dictionary.
+    Minutes on two CPU cores below 256×256, else work for a GPU. Several processes all do the same
+    work: that is simple, and takes minutes in a training of days.
     """
     small = dataset.size[0] * dataset.size[1] < 256 * 256
     channels = [24, 32, 48, 96] if small else [64, 96, 128, 192, 256]
@@ -254,36 +240,22 @@ def train_segmenter(dataset, device, steps=None, workers=0):
     network.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(network.parameters(), lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
-    rank, processes = oasis.rank_and_size()
-    whole = iter(data.BatchSampler(len(dataset), min(batch_size, len(dataset)), seed=0))
-    shares = [next(whole)[rank::processes] for _ in range(steps)]       # need not be equally large
-    loader = data.make_loader(dataset, shares, workers)
-    for images, labels in tqdm(loader, "segmenter", leave=False, disable=rank > 0 or None):
+    order = iter(data.BatchSampler(len(dataset), min(batch_size, len(dataset)), seed=0))
+    loader = data.make_loader(dataset, [next(order) for _ in range(steps)], workers)
+    quiet = oasis.rank_and_size()[0] > 0 or None
+    for images, labels in tqdm(loader, "segmenter", leave=False, disable=quiet):
         images, labels = images.to(device, torch.get_default_dtype()), labels.to(device)
-        # Class weights 1/√(pixels in the whole batch), 0 for unknown: half way between the plain
-        # loss, which forgets small classes, and OASIS's full balance, which sees them everywhere.
-        counts = sum(gather(losses.count_classes(labels, dataset.num_classes).cpu())).to(device)
-        weights = counts.clamp(min=1).to(images.dtype).rsqrt()
-        if dataset.ignore_label is not None:
-            weights[dataset.ignore_label] = 0
-        loss = F.cross_entropy(network(images), labels, weights, reduction="sum")
-        loss = loss / (counts * weights).sum().clamp(min=1e-9)          # a batch may be all unknown
+        # Square roots of OASIS's class weights: half way between the plain loss, which forgets
+        # small classes, and the full balance, which sees them everywhere.
+        weights = losses.class_weights(labels, dataset.num_classes, dataset.ignore_label).sqrt()
+        loss = F.cross_entropy(network(images), labels, weights.to(images.dtype), reduction="sum")
+        loss = loss / weights[labels].sum().clamp(min=1e-9)             # a batch may be all unknown
         optimizer.zero_grad()
-        (loss * processes).backward()           # the mean of these gradients is that of the batch
-        oasis.average_gradients(network)
+        loss.backward()
         optimizer.step()
         schedule.step()
-    return {"channels": channels, "network": network.state_dict(),
+    return {"channels": channels, "network": network.cpu().state_dict(),
             "description": f"U-Net trained {steps} steps on real {dataset.name} train images"}
-
-
-def load_segmenter(content, dataset, device):
-    """What segmenter.pt holds -> Segmenter."""
-    network = scoring_network(dataset.num_classes, content["channels"])
-    network.load_state_dict(content["network"])
-    network.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
-    return Segmenter(network, dataset,
-                     description=f"{content['description']} ({network_hash(network)})")
 
 
 # ---- The scorer ----------------------------------------------------------------------------------
@@ -297,9 +269,10 @@ class Scorer:
         segmenter: a Segmenter, or what a segmenter.pt holds. None: the one in run_dir; where there
             is none it is trained, when the first score is due.
         run_dir: folder that keeps segmenter.pt and real_statistics.pt. None: nothing is kept.
+        seed: image i gets the noise of seed + i.
         inception: an InceptionFeatures, or the file of its weights.
-    After a call, `protocol` says what each score means. The class IoUs are those of `sums["miou"]`
-    for the generated and `real["miou"]` for the real images.
+    After a call, `protocol` says what each score means, and sums["miou"] and real["miou"] are the
+    confusion matrices of the generated and the real images.
     """
 
     def __init__(self, val_set, train_set, device, metrics=("miou", "fd_segmenter", "fid"), *,
@@ -317,7 +290,8 @@ class Scorer:
         if "fid" in metrics and not isinstance(inception, nn.Module):
             try:
                 inception = InceptionFeatures(inception)
-            except UserError as error:      # a training goes on, and with it the other scores
+            except UserError as error:
+                # A training goes on, and with it the other scores.
                 if inception or len(metrics) == 1:
                     raise
                 if oasis.rank_and_size()[0] == 0:
@@ -330,20 +304,19 @@ class Scorer:
         """All chosen scores of this generator (and discriminator, for d_miou) -> {name: float}."""
         scores = self.compare(self.images(generator=generator.eval()))
         if "d_miou" in self.metrics and discriminator is not None:
-            # D's last channel, "fake", is no answer here.
+            # D reads real images. Its last channel, "fake", is no answer here.
             reader = Segmenter(discriminator, self.val_set, [*range(self.val_set.num_classes), -1])
             training = discriminator.training
             discriminator.eval()
-            total = self.add_up(self.images(), {"d_miou": reader.confusion})["d_miou"]
+            scores["d_miou"] = mean_iou(add_up(self.images(), {"": reader.confusion})[""])
             discriminator.train(training)
-            scores["d_miou"] = mean_iou(total)
         return scores
 
     def compare(self, batches):
         """Scores of a set of images against the real ones. batches: yields (images, labels)."""
         if self.real is None:
             self.prepare()
-        self.sums, scores = self.add_up(batches, self.statistics), {}
+        self.sums, scores = add_up(batches, self.statistics), {}
         for name, total in self.sums.items():
             scores[name] = (mean_iou(total) if name == "miou" else
                             moment_distance(total, self.real[name]))
@@ -353,54 +326,50 @@ class Scorer:
     def prepare(self):
         """What the first score needs: the segmenter, sums over the real images, the protocols."""
         val_set, segmenter, inception = self.val_set, self.segmenter, self.inception
+        about = {"size": list(val_set.size), "class_names": list(val_set.class_names)}
         if {"miou", "fd_segmenter"} & set(self.metrics) and not isinstance(segmenter, Segmenter):
-            key = {"class_names": list(val_set.class_names), "size": list(val_set.size)}
-            content = segmenter or self.remember("segmenter.pt", key, lambda: train_segmenter(
+            content = segmenter or self.remember("segmenter.pt", about, lambda: train_segmenter(
                 self.train_set, self.device, self.segmenter_steps, self.workers))
-            if content.get("key") != key:
-                raise UserError(f"this segmenter is for other classes or sizes than {val_set.name}")
-            segmenter = load_segmenter(content, val_set, self.device)
-        networks = {"miou": segmenter, "fd_segmenter": segmenter, "fid": inception}
-        networks = {n: networks[n].description for n in networks if n in self.metrics}
-        self.statistics = {
-            "miou": lambda images, labels: segmenter.confusion(images, labels),
-            "fd_segmenter": lambda images, _: moments(segmenter.features(images)),
-            "fid": lambda images, _: moments(inception(images))}
-        self.statistics = {name: self.statistics[name] for name in networks}
-        first = val_set[0][0].numpy().tobytes()             # other images may have the same names
-        key = {"images": val_set.names[:self.count], "first": hashlib.sha256(first).hexdigest(),
-               "size": list(val_set.size), "networks": networks}
+            network = scoring_network(val_set.num_classes, content["channels"])
+            network.load_state_dict(content["network"])
+            network.requires_grad_(False).eval().to(self.device, memory_format=torch.channels_last)
+            text = f"{content['description']} ({network_hash(network)})"
+            segmenter = Segmenter(network, val_set, description=text)
+        known = {       # score: its network and what is added up over the images
+            "miou": (segmenter, lambda images, labels: segmenter.confusion(images, labels)),
+            # The features are the encoder's deepest, averaged over space.
+            "fd_segmenter": (segmenter, lambda images, _: moments(
+                segmenter.network.encode(images)[-1].mean((2, 3)))),
+            "fid": (inception, lambda images, _: moments(inception(images)))}
+        known = {name: known[name] for name in known if name in self.metrics}
+        self.statistics = {name: function for name, (_, function) in known.items()}
+        networks = {name: network.description for name, (network, _) in known.items()}
+        # The first image is part of the key, since other images may have the same names.
+        key = {"first": hashlib.sha256(val_set[0][0].numpy().tobytes()).hexdigest(), **about,
+               "images": val_set.names[:self.count], "networks": networks}
         self.real = self.remember("real_statistics.pt", key, self.measure_real)
-        height, width = val_set.size
-        images = f"{self.count} images of {val_set.name} {val_set.split} at {height}×{width}"
-        self.protocol = {f"{name}_real": "even against odd real images" for name in networks}
-        for name, network in networks.items():
-            self.protocol[name] = f"{network}, {images}"
-            if name != "miou" and self.count < len(self.real[name]) - 1:    # the features' number
-                self.protocol[name] += f" (so few bias it upwards: compare values of {self.count})"
-        self.protocol["miou_real"] = "the same of the real images: a reference, not a limit"
-        self.protocol["d_miou"] = f"argmax over D's real classes, real images, {images}"
+        images = "{} images of {} {} at {}×{}".format(
+            self.count, val_set.name, val_set.split, *val_set.size)
+        self.protocol = {f"{name}_real": "even against odd real images" for name in networks} | {
+            "miou_real": "the same of the real images: a reference, not a limit",
+            "d_miou": f"argmax over D's real classes, real images, {images}",
+            **{name: f"{text}, {images}" for name, text in networks.items()}}
 
     def remember(self, name, key, make):
-        """A file of the run folder, if it has this key; else what make() returns, kept there.
-
-        All processes get what the first one found.
-        """
+        """A file of the run folder, if it has this key; else what make() returns, kept there."""
         path = self.run_dir and Path(self.run_dir, name)
+        # All processes take what the first one finds or makes.
         content = gather(oasis.read_tensors(path) if path and path.is_file() else {})[0]
         if content.get("key") != key:
-            content = {"key": key, **make()}
+            content = {"key": key, **gather(make())[0]}
             if path and oasis.rank_and_size()[0] == 0:
                 with data.write_whole(path) as partial:
                     torch.save(content, partial)
         return content
 
     def measure_real(self):
-        """{name: sum over the real images, name_real: their own score}.
-
-        That score is mIoU, or the distance between the even and the odd images.
-        """
-        even, odd = (self.add_up(self.images(half, 2), self.statistics) for half in (0, 1))
+        """Sums over the real images, and name_real: their mIoU, or even against odd images."""
+        even, odd = (add_up(self.images(half, 2), self.statistics) for half in (0, 1))
         sums = {name: even[name] + odd[name] for name in even}
         return sums | {f"{name}_real": mean_iou(sums[name]) if name == "miou" else
                        moment_distance(even[name], odd[name]) for name in sums}
@@ -408,13 +377,12 @@ class Scorer:
     def images(self, start=0, step=1, generator=None):
         """Yields (images, labels): real ones, or generated from their label maps.
 
-        Of the images start, start + step, … this process gets its share. Whole batches are dealt
-        out. So an image is always computed beside the same others, and the number of processes does
-        not even change the rounding.
+        This process gets its share of the images start, start + step, …, in whole batches: beside
+        the same others an image is the same to the last bit, whatever the number of processes.
         """
         rank, processes = oasis.rank_and_size()
-        indices, size = range(start, self.count, step), self.batch_size
-        batches = [list(indices[i:i + size]) for i in range(0, len(indices), size)][rank::processes]
+        indices = torch.arange(start, self.count, step).split(self.batch_size)
+        batches = [batch.tolist() for batch in indices[rank::processes]]
         loader = data.make_loader(self.val_set, batches, self.workers)
         bar = tqdm(loader, "scoring", leave=False, disable=rank > 0 or None)
         for batch, (images, labels) in zip(batches, bar):
@@ -424,18 +392,18 @@ class Scorer:
                 images = generator(labels, noise.to(self.device))
             yield images.to(self.device), labels
 
-    @torch.no_grad()
-    def add_up(self, batches, statistics):
-        """Sums over the images of all processes -> {name: matrix}, on the CPU."""
-        totals = {}
-        # On a GPU this is all of float32, also in convolutions, where TF32 would keep 10 bits.
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            for images, labels in batches if statistics else ():
-                for name, statistic in statistics.items():
-                    total = statistic(quantise(images), labels)
-                    totals[name] = totals.get(name, 0) + total
-        shares = gather({name: total.cpu() for name, total in totals.items()})
-        return {name: sum(share[name] for share in shares if name in share) for name in statistics}
+
+@torch.no_grad()
+def add_up(batches, statistics):
+    """{name: function of (images, labels)} -> {name: its sum over the batches of all processes}."""
+    totals = {}
+    # On a GPU this is all of float32, also in convolutions, where TF32 would keep 10 bits.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for images, labels in batches if statistics else ():
+            for name, statistic in statistics.items():
+                totals[name] = totals.get(name, 0) + statistic(quantise(images), labels)
+    shares = gather({name: total.cpu() for name, total in totals.items()})
+    return {name: sum(share[name] for share in shares if name in share) for name in statistics}
 
 
 def show(scorer, scores):
@@ -446,34 +414,30 @@ def show(scorer, scores):
 
 # ---- The command line ----------------------------------------------------------------------------
 
-@torch.no_grad()
 def score_folders(args, device):
     """Prints the Fréchet Inception distance of two folders, --real DIR and --fake DIR."""
     if not (args.real and args.fake) or args.checkpoint or args.metrics not in (None, ["fid"]):
         raise UserError("--real DIR and --fake DIR belong together, and are compared by fid")
-    network, sums, counts = InceptionFeatures(args.inception).to(device), [], []
+    network = InceptionFeatures(args.inception).to(device)
     rank, processes = oasis.rank_and_size()
-    for folder in (args.real, args.fake):
-        paths = [*data.list_files(folder, data.PHOTOS).values()][:args.num_images]
-        halves = [0, 0]
-        for i in tqdm(range(len(paths))[rank::processes], leave=False, disable=rank > 0 or None):
-            image = torch.tensor(data.read_photo(paths[i]), dtype=torch.get_default_dtype())
-            image = image.to(device).permute(2, 0, 1)[None] / 127.5 - 1
-            halves[i % 2] += moments(network(image)).cpu()
-        sums.append([sum(half) for half in zip(*gather(halves))])
-        counts.append(len(paths))
+    real, fake = ([*data.list_files(folder, data.PHOTOS).values()][:args.num_images]
+                  for folder in (args.real, args.fake))
+
+    def read(paths):
+        # One by one, since sizes may differ.
+        for path in tqdm(paths[rank::processes], leave=False, disable=rank > 0 or None):
+            pixels = torch.tensor(data.read_photo(path), dtype=torch.get_default_dtype())
+            yield pixels.to(device).permute(2, 0, 1)[None] / 127.5 - 1, None
+    even, odd, fakes = (add_up(read(paths), {"fid": lambda x, _: moments(network(x))})["fid"]
+                        for paths in (real[::2], real[1::2], fake))
     if rank == 0:
-        real, fake = sums
-        print(f"fid        {moment_distance(sum(fake), sum(real)):10.4f}   {network.description}, "
-              f"{counts[0]} real and {counts[1]} fake images (fewer than 2048 bias it upwards)")
-        print(f"fid_real   {moment_distance(*real):10.4f}   even against odd real images")
+        print(f"fid        {moment_distance(even + odd, fakes):10.4f}   {network.description}, "
+              f"{len(real)} real and {len(fake)} fake images\n"
+              f"fid_real   {moment_distance(even, odd):10.4f}   even against odd real images")
 
 
 def open_run(path, data_root=None):
-    """A checkpoint file -> (its dictionary, its training set, its validation set). UserError.
-
-    It says itself for which data and size it was trained. data_root: where these are now.
-    """
+    """A checkpoint file -> (its dictionary, its training set, its validation set). UserError."""
     checkpoint = oasis.load_checkpoint(path)
     settings, about = checkpoint["settings"], checkpoint["dataset"]
     train_set, val_set = (
@@ -488,36 +452,35 @@ def open_run(path, data_root=None):
 def score_checkpoint(args, device):
     """Prints the scores of a checkpoint."""
     path, asked = oasis.find_checkpoint(args.checkpoint), args.metrics or ()
-    first = oasis.rank_and_size()[0] == 0
-    if first and not args.checkpoint:
-        print(f"no --checkpoint given, scoring {path}")
     checkpoint, train_set, val_set = open_run(path, args.data_root)
     G, D = oasis.build_generator(checkpoint), oasis.build_discriminator(checkpoint)
     if D is None and "d_miou" in asked:
         raise UserError(f"d_miou: {path} holds no discriminator that segments")
     scorer = Scorer(
         val_set, train_set, device, asked or tuple(METRICS), num_images=args.num_images,
-        segmenter=(oasis.read_tensors(args.segmenter) if args.segmenter else
-                   checkpoint.get("segmenter")),
-        run_dir=None if path.parent.name == "assets" else path.parent, batch_size=args.batch_size,
-        seed=args.seed, workers=4 if device.type == "cuda" else 0,
+        segmenter=checkpoint.get("segmenter"), batch_size=args.batch_size, seed=args.seed,
+        run_dir=None if "segmenter" in checkpoint else path.parent,
+        workers=4 if device.type == "cuda" else 0,
         # Asked for by name, FID is not left out where its weights are missing.
         inception=InceptionFeatures(args.inception) if "fid" in asked else args.inception)
     scores = scorer(G.to(device), D and D.to(device))
-    if first:
-        show(scorer, scores)
-    if first and args.per_class and "miou" in scores:
+    if oasis.rank_and_size()[0] > 0:
+        return
+    print(f"scores of {path}")
+    show(scorer, scores)
+    if args.per_class and "miou" in scores:
         for row in zip(val_set.class_names, class_iou(scorer.sums["miou"]),
                        class_iou(scorer.real["miou"])):
             print("{:25s} IoU {:7.4f}, of the real images {:7.4f}".format(*row))
 
 
+@oasis.exit_in_words("metrics.py")
 def main(argv=None):
-    """The command line. Exit code 0, or 2 with one sentence about a mistake of the user."""
     known = "\n".join(f"  {name:13s} {text}" for name, text in METRICS.items())
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"scores:\n{known}\nWithout --metrics: all that the checkpoint allows.")
+        epilog=f"scores:\n{known}\nWithout --metrics: all that the checkpoint allows. mIoU is read "
+               "by the segmenter.pt beside the checkpoint; where there is none, one is trained.")
     add = parser.add_argument
     add("--checkpoint", metavar="FILE", help="latest.pt or best.pt of a run (default: the newest)")
     add("--data-root", metavar="DIR", help="its dataset (default: as in training)")
@@ -528,15 +491,12 @@ def main(argv=None):
     add("--seed", type=int, default=0, help="image i gets the noise of seed + i (default 0)")
     add("--batch-size", type=int, default=16, help="memory and speed only (default 16)")
     add("--inception", metavar="FILE", help="weights of FID's network, if not downloaded")
-    add("--segmenter", metavar="FILE", help="a segmenter.pt (default: the one beside the "
-        "checkpoint, trained and put there if there is none)")
     add("--per-class", action="store_true", help="also print the IoU of each class")
     args = parser.parse_args(argv)
-    with oasis.exit_in_words("metrics.py"):
-        device = oasis.start_processes()
-        (score_folders if args.real or args.fake else score_checkpoint)(args, device)
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    device = oasis.start_processes()
+    (score_folders if args.real or args.fake else score_checkpoint)(args, device)
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

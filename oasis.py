@@ -3,21 +3,24 @@
 The networks of "You Only Need Adversarial Supervision for Semantic Image Synthesis" (Schönfeld,
 Sushko, Zhang, Gall, Schiele, Khoreva; ICLR 2021). The generator G paints an image from a label map
 and a noise tensor. The discriminator D is a segmentation network: it names, for every pixel, one
-of the N classes of the label map or the extra class "fake". D is the only teacher of G.
+of the N classes of the label map or the extra class "fake". Nothing else supervises G. Widths and
+initial weights, which the paper does not print, are those of the authors' released models.
 
     python oasis.py        # the parameter counts of the paper's models
 
 Conventions, the same in all files:
 
-    label map t  (B, H, W) int64, values 0 … N−1. N counts every label that G can see, "unknown"
-                 included where the dataset has one
+    label map t  (B, H, W) int64, values 0 … N−1; the paper's one-hot t_{i,j,c} is 1 where it is c.
+                 N counts every label that G can see, "unknown" included where there is one
     image x      (B, 3, H, W) float in [−1, 1], RGB; x̂ = G(z, t) is a generated image
-    noise z      (B, 64), one vector per image, or (B, 64, H, W), one per pixel
-    logits D(x)  (B, N+1, H, W). Channels 0 … N−1 are the real classes; channel N, the last, is the
-                 fake class (the paper counts from 1 and calls it N+1)
+    noise z      (B, C), one vector per image, or (B, C, H, W), one per pixel; the paper's C is 64
+    logits       (B, N+1, H, W), what D computes; the paper's D(x) is their softmax over channels.
+                 Channels 0 … N−1 are the real classes; channel N, the last, is the fake class (the
+                 paper counts from 1 and calls it N+1)
     sizes        always (height, width)
 
-Reading order: noise, batch norm over all processes, SPADE, generator, discriminator, checkpoints.
+Shapes in comments are those of the default, full-size model. Reading order: noise, SPADE,
+generator, discriminator; then what a first reading can leave out: several processes, checkpoints.
 """
 
 import contextlib
@@ -41,9 +44,9 @@ INIT_GAIN = 0.02  # gain of the Xavier-normal initial weights
 # ---- 3D noise (Sec. 2, "3D noise") ---------------------------------------------------------------
 #
 # One 64-dimensional Gaussian vector per image, repeated at every pixel and concatenated with the
-# label map. G sees this tensor at its input and in every SPADE layer. In training all pixels of an
-# image share one vector. At test time a second vector may stand inside any region: G is made of
-# convolutions, so what is painted anew is that region and what lies near it (Figure 1).
+# label map (Generator.condition). G sees this tensor at its input and in every SPADE layer. In
+# training all pixels of an image share one vector. At test time a second vector may stand inside
+# any region: G is made of convolutions, so that region changes, and what lies near it (Figure 1).
 
 
 def noise_from_seeds(seeds, noise_dim=64):
@@ -67,124 +70,6 @@ def local_noise(outside, inside, region):
     return torch.where(region, inside[:, :, None, None], outside[:, :, None, None])
 
 
-# ---- Several processes ---------------------------------------------------------------------------
-#
-# torchrun starts one process per GPU, and each takes an equal share of every batch. Together they
-# compute the update that one process would compute from the whole batch, because
-#   1. batch norm takes the mean and variance of the whole batch (BatchNorm);
-#   2. gradients are averaged after backward() (average_gradients): every loss is a mean over
-#      images, so the mean of the shares' gradients is the gradient of the whole batch;
-#   3. noise, LabelMix coins and class weights are those of the whole batch (train.draw).
-
-
-def start_processes():
-    """Join the processes that torchrun has started; returns this one's device. UserError.
-
-    GPUs talk by NCCL, CPUs by gloo. Without torchrun there is nobody to join.
-    """
-    number, here, size = (int(os.environ.get(name, default)) for name, default in (
-        ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1), ("WORLD_SIZE", 1)))
-    gpus = torch.cuda.device_count()
-    if gpus and here > gpus:
-        raise UserError(f"{here} processes need a GPU each, this machine has {gpus}")
-    device = torch.device("cuda", number) if gpus else torch.device("cpu")
-    if gpus:
-        torch.cuda.set_device(device)
-    if size > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
-    return device
-
-
-def rank_and_size():
-    """(number of this process, number of processes); (0, 1) where there is only one."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-@torch.no_grad()
-def average_gradients(network):
-    """Replace every gradient by its mean over all processes: one flat message, after backward()."""
-    _, processes = rank_and_size()
-    if processes == 1:
-        return
-    gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= processes
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients])):
-        gradient.copy_(part.view_as(gradient))
-
-
-def at_least_float32(x):
-    """x in float32 if it is narrower: sums over many pixels need more digits than bfloat16 has."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-class Normalize(torch.autograd.Function):
-    """x̂ = (x − mean) / √(variance + ε); mean and variance (C,) are those of the whole batch.
-
-    They depend on x, in every process. So the gradient, with g = ∂L/∂x̂, is
-
-        ∂L/∂x = (g − mean(g) − x̂ · mean(g · x̂)) / √(variance + ε),
-
-    and its two means run over the whole batch, too. Autograd cannot see through an exchange
-    between processes, hence a Function with its own backward.
-    """
-
-    @staticmethod
-    def forward(ctx, x, mean, variance, eps):
-        normalized = F.batch_norm(x, mean, variance, training=False, eps=eps)      # (B, C, h, w)
-        ctx.save_for_backward(normalized, (variance + eps).rsqrt())
-        return normalized
-
-    @staticmethod
-    def backward(ctx, gradient):
-        normalized, scale = ctx.saved_tensors
-        means = torch.stack([g.mean((0, 2, 3), dtype=scale.dtype)
-                             for g in (gradient, gradient * normalized)])                  # (2, C)
-        _, processes = rank_and_size()
-        if processes > 1:
-            dist.all_reduce(means)
-            means = means / processes
-        # The formula as a · g + b · x̂ + c, in the gradient's own precision.
-        a, (c, b) = scale, -scale * means
-        a, b, c = (factor.to(gradient.dtype)[:, None, None] for factor in (a, b, c))
-        return torch.addcmul(torch.addcmul(c, a, gradient), b, normalized), None, None, None
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """nn.BatchNorm2d without scale and shift, over the batch of all processes together.
-
-    With one process it computes what nn.BatchNorm2d computes; the buffers are the same. With
-    several, whose shares of the batch are equal,
-
-        mean     = mean of the shares' means
-        variance = mean of the shares' variances + variance of the shares' means.
-
-    (Mean square minus squared mean is the same in exact arithmetic, but loses digits.)
-    """
-
-    def forward(self, x):
-        """x (B, C, h, w) -> the same shape; in eval mode by the statistics kept in training."""
-        if not self.training:
-            return super().forward(x)
-        with torch.no_grad():
-            variance, mean = torch.var_mean(at_least_float32(x), (0, 2, 3), correction=0)  # (C,)
-            rank, processes = rank_and_size()
-            if processes > 1:
-                shares = mean.new_zeros(processes, 2, len(mean))
-                shares[rank] = torch.stack([mean, variance])
-                dist.all_reduce(shares)             # zeros everywhere else: a sum collects the rows
-                means, variances = shares.unbind(1)
-                mean = means.mean(0)
-                variance = variances.mean(0) + (means - mean).square().mean(0)
-            self.num_batches_tracked += 1
-            weight = self.momentum or 1 / self.num_batches_tracked     # None: mean of all batches
-            n = processes * x.numel() / x.shape[1]
-            self.running_mean += weight * (mean - self.running_mean)
-            self.running_var += weight * (variance * n / (n - 1) - self.running_var)
-        return Normalize.apply(x, mean, variance, self.eps)
-
-
 # ---- Building blocks -----------------------------------------------------------------------------
 
 
@@ -204,7 +89,8 @@ def convolution(in_channels, out_channels, kernel, spectral, bias=True, stride=1
     """A convolution that keeps the size (for an odd kernel), with OASIS's initial weights.
 
     spectral: divide the weight by its largest singular value (Miyato et al., 2018). It bounds how
-    fast the output can change with the input, which keeps GANs stable.
+    fast the output can change with the input, which keeps GANs stable. As in the released models,
+    SPADE's layers and the first and last ones do without.
     """
     layer = Convolution(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=bias,
                         padding_mode=padding if kernel > 1 else "zeros")
@@ -226,9 +112,9 @@ def upsample(x, size):
 def scale_weights(network, factor):
     """Multiply every weight, but no bias: another gain for the initial weights.
 
-    Where spectral normalisation divides it out again, the output stays, and the layer learns more
-    slowly. In the other layers, those of SPADE and the first and last, the output grows. From the
-    paper's 0.02 Adam needs hundreds of steps to grow the weights; a short training has none.
+    Spectral normalisation divides the factor out again: that layer's output stays, and it learns
+    more slowly, as Adam's steps do not grow. In the other layers the output grows. From a gain of
+    0.02 Adam needs hundreds of steps to grow the weights, too many for a training of minutes.
     """
     for parameter in network.parameters():
         if parameter.ndim > 1:
@@ -238,8 +124,9 @@ def scale_weights(network, factor):
 class SPADE(nn.Module):
     """Spatially-adaptive normalisation (Park et al., 2019): batch norm, then x · (1 + γ) + β.
 
-    γ and β have a value for every pixel and channel, computed from the label map. So the label map
-    is told anew after each normalisation, which removes the mean. OASIS adds the noise to it.
+    Normalising removes the mean, and with it what the label says of a uniform area. γ and β, which
+    differ from pixel to pixel, put it back. They are computed from the label map, in OASIS
+    concatenated with the noise (Sec. 2, "3D noise"). BatchNorm: see "Several processes".
     """
 
     def __init__(self, features, condition_channels, hidden, padding):
@@ -301,7 +188,7 @@ class Generator(nn.Module):
             block works at 1/2^(num_blocks−1) of the size, the paper's 1/32.
         spade_hidden: width of the hidden layer inside each SPADE.
         padding: "zeros" (the paper), or "replicate", which is ours. Zeros tell G where the borders
-            of the image are, and it weaves frames and grids from that. Repeated pixels do not.
+            of the image are, and frames and grids come from that. Repeated pixels do not.
     """
 
     def __init__(self, num_classes, noise_dim=64, channels=64, num_blocks=6, spade_hidden=128,
@@ -333,7 +220,7 @@ class Generator(nn.Module):
         return torch.tanh(self.last(F.leaky_relu(x, LEAK, inplace=True)))         # (B, 3, H, W)
 
     def condition(self, labels, noise):
-        """The 3D tensor that every layer reads: noise and one-hot label map, (B, C+N, H, W)."""
+        """Sec. 2, "3D noise": noise and one-hot label map, concatenated: (B, C+N, H, W)."""
         self.check(labels)
         one_hot = labels[..., None] == torch.arange(self.num_classes, device=labels.device)
         one_hot = one_hot.permute(0, 3, 1, 2)                                     # (B, N, H, W)
@@ -345,7 +232,7 @@ class Generator(nn.Module):
     def check(self, labels):
         """Refuse sizes that do not divide and ids that do not exist. UserError.
 
-        Not the ids of a training batch, which data.py has checked: on a GPU a look costs a wait.
+        Not the ids of a training batch: data.py has checked them, and a GPU would have to wait.
         """
         (height, width), m, n = labels.shape[1:], self.size_multiple, self.num_classes
         if height % m or width % m:
@@ -395,7 +282,7 @@ class DownBlock(DiscriminatorBlock):
         quarter. ceil_mode: an odd last row or column is averaged on its own instead of dropped.
         """
         shortcut = self.conv_s(F.avg_pool2d(x, 2, ceil_mode=True))
-        x = self.conv_1(x if first else F.leaky_relu(x, LEAK))
+        x = self.conv_1(x if first else F.leaky_relu(x, LEAK))       # not in place: x is a skip, too
         x = self.conv_2(F.leaky_relu(x, LEAK, inplace=True))
         return F.avg_pool2d(x, 2, ceil_mode=True) + shortcut
 
@@ -428,7 +315,7 @@ class Discriminator(nn.Module):
             DownBlock(c_in, c_out) for c_in, c_out in zip([3] + channels, channels))
         outputs = channels[-2::-1] + [channels[0] // 2]               # 512 256 256 128 128 64
         skips = [0] + channels[-2::-1]                                #   0 512 256 256 128 128
-        inputs = [a + b for a, b in zip(channels[-1:] + outputs, skips)]
+        inputs = [a + b for a, b in zip(channels[-1:] + outputs, skips)]  # 512 1024 512 512 256 256
         self.decoder = nn.ModuleList(UpBlock(c_in, c_out) for c_in, c_out in zip(inputs, outputs))
         self.last = convolution(outputs[-1], num_classes + 1, 1, spectral=False)
 
@@ -444,19 +331,137 @@ class Discriminator(nn.Module):
         *skips, x = self.encode(images)                               # x (B, 512, H/64, W/64)
         for block, skip in zip(self.decoder, reversed(skips)):
             x = block(x, skip.shape[2:])                              # … (B, 64, H, W)
-            if skip is not images:
+            if skip is not images:                  # the image is in the list for its size only
                 x = torch.cat([skip, x], 1)
         return self.last(x)                                           # (B, N+1, H, W)
 
 
-# ---- Checkpoints ---------------------------------------------------------------------------------
+# ---- Several processes ---------------------------------------------------------------------------
+#
+# torchrun starts one process per GPU, and each takes an equal share of every batch. Together they
+# compute the update that one process would compute from the whole batch, because
+#   1. batch norm takes the mean and variance of the whole batch (BatchNorm);
+#   2. gradients are averaged after backward() (average_gradients): every loss is a mean over
+#      images, so the mean of the shares' gradients is the gradient of the whole batch;
+#   3. noise, LabelMix coins and class weights are those of the whole batch (train.draw).
+
+
+def start_processes():
+    """Join the processes that torchrun has started; returns this one's device. UserError.
+
+    GPUs exchange tensors by NCCL, CPUs by gloo. Without torchrun there is one process.
+    """
+    local_rank, local_processes, processes = (int(os.environ.get(name, default)) for name, default
+                                              in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1),
+                                                  ("WORLD_SIZE", 1)))
+    gpus = torch.cuda.device_count()
+    if gpus and local_processes > gpus:
+        raise UserError(f"{local_processes} processes need a GPU each, this machine has {gpus}")
+    device = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
+    if gpus:
+        torch.cuda.set_device(device)
+    if processes > 1:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+    return device
+
+
+def rank_and_size():
+    """(number of this process, number of processes); (0, 1) where there is only one."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+@torch.no_grad()
+def average_gradients(network):
+    """Replace every gradient by its mean over all processes: one flat message, after backward()."""
+    _, processes = rank_and_size()
+    if processes == 1:
+        return
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= processes
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients])):
+        gradient.copy_(part.view_as(gradient))
+
+
+def at_least_float32(x):
+    """x in float32 if it is narrower: sums over many pixels need more digits than bfloat16 has."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class Normalize(torch.autograd.Function):
+    """y = (x − mean) / √(variance + ε); mean and variance (C,) are those of the whole batch.
+
+    They depend on x, in every process. So the gradient, with g = ∂L/∂y, is
+
+        ∂L/∂x = (g − mean(g) − y · mean(g · y)) / √(variance + ε),
+
+    and its two means run over the whole batch, too. Autograd does not differentiate through an
+    exchange between processes, hence a Function with its own backward.
+    """
+
+    @staticmethod
+    def forward(ctx, x, mean, variance, eps):
+        y = F.batch_norm(x, mean, variance, training=False, eps=eps)       # (B, C, h, w)
+        ctx.save_for_backward(y, (variance + eps).rsqrt())
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        y, scale = ctx.saved_tensors
+        means = torch.stack([t.mean((0, 2, 3), dtype=scale.dtype) for t in (g, g * y)])    # (2, C)
+        _, processes = rank_and_size()
+        if processes > 1:
+            dist.all_reduce(means)
+            means = means / processes
+        # scale · g − scale · mean(g · y) · y − scale · mean(g), all in the precision of g.
+        of_g, of_y, constant = (factor.to(g.dtype)[:, None, None] for factor in (
+            scale, -scale * means[1], -scale * means[0]))
+        return torch.addcmul(torch.addcmul(constant, of_g, g), of_y, y), None, None, None
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """nn.BatchNorm2d without scale and shift, over the batch of all processes together.
+
+    With one process it computes what nn.BatchNorm2d computes; the buffers are the same. With
+    several, whose shares of the batch are equal,
+
+        mean     = mean of the shares' means
+        variance = mean of the shares' variances + variance of the shares' means.
+
+    (Mean square minus squared mean is the same in exact arithmetic, but loses digits.)
+    """
+
+    def forward(self, x):
+        """x (B, C, h, w) -> the same shape; in eval mode by the statistics kept in training."""
+        if not self.training:
+            return super().forward(x)
+        with torch.no_grad():
+            variance, mean = torch.var_mean(at_least_float32(x), (0, 2, 3), correction=0)  # (C,)
+            rank, processes = rank_and_size()
+            if processes > 1:
+                shares = mean.new_zeros(processes, 2, len(mean))
+                shares[rank] = torch.stack([mean, variance])
+                dist.all_reduce(shares)             # each row is 0 in all processes but one
+                means, variances = shares.unbind(1)
+                mean = means.mean(0)
+                variance = variances.mean(0) + (means - mean).square().mean(0)
+            self.num_batches_tracked += 1
+            weight = self.momentum or 1 / self.num_batches_tracked     # None: mean of all batches
+            n = processes * x.numel() / x.shape[1]
+            self.running_mean += weight * (mean - self.running_mean)
+            self.running_var += weight * (variance * n / (n - 1) - self.running_var)
+        return Normalize.apply(x, mean, variance, self.eps)
+
+
+# ---- Errors of the user, checkpoints -------------------------------------------------------------
 
 
 class UserError(Exception):
     """A mistake of the user, told in one sentence that names the culprit and what is possible."""
 
     def __init__(self, sentence):
-        # A DataLoader process sends its error home with a traceback pasted before the sentence.
+        # From a DataLoader process an error arrives with a traceback before the sentence.
         super().__init__(str(sentence).rsplit("UserError: ", 1)[-1].strip())
 
 
@@ -467,7 +472,7 @@ def exit_in_words(script):
         yield
     except UserError as error:
         if os.environ.get("RANK", "0") != "0":
-            time.sleep(3)       # rank 0 mostly has the same to say, and torchrun then ends us all
+            time.sleep(3)       # mostly rank 0 has the same error; torchrun ends this process then
         print(f"{script}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

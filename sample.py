@@ -13,9 +13,8 @@ vector b, all others keep a. The modes differ in the region and in b only: the w
 class, a drawn area, or a b that moves. Re-creation changes t instead: D reads it off a photo.
 
 The model is that of --checkpoint, else of the newest run, else assets/toy.pt. Pictures go to --out,
-or else to samples/FOLDER-FILE-stepN/, named by the model's file. Their names carry label map, seed
-and edit. What exists is kept, so a stopped command goes on when given again; --overwrite draws it
-anew. Only the contact sheet is written every time.
+else to samples/. Their names carry label map, seed and edit. What exists is kept, so a stopped
+command goes on when given again; only the contact sheet is written every time.
 """
 
 import argparse
@@ -122,8 +121,9 @@ def find_scenes(args, model):
             yield ((name, data.read_label_map(path, table, args.size), None) if args.labels else
                    (name, None, data.read_photo(path, size, upright=True)))
     else:
-        root, seed = args.data_root or model.settings["data_root"], model.settings["data_seed"]
-        dataset = data.open_dataset(model.preset, "val", size, root, seed=seed)
+        s = model.settings
+        dataset = data.open_dataset(model.preset, "val", size, args.data_root or s["data_root"],
+                                    seed=s["data_seed"], subset=s.get("subset") or None)
         for i in range(min(len(dataset), args.limit or 8)):
             image, labels = dataset[i]
             yield dataset.names[i], labels.numpy(), data.to_uint8(image[None])[0]
@@ -147,10 +147,10 @@ def find_region(args, model, labels):
     if args.resample_class is None:
         return None
     word, names = args.resample_class, model.class_names
-    ids = {str(k): k for k in range(len(names))} | {name: k for k, name in enumerate(names)}
-    if word not in ids:
+    found = [k for k, name in enumerate(names) if word in (name, str(k))]
+    if not found:
         raise oasis.UserError(f"there is no class {word!r}; there are {', '.join(names)}")
-    return labels == ids[word]
+    return labels == found[0]
 
 
 def make_noise(args, region, noise_dim):
@@ -216,8 +216,8 @@ def draw_scene(model, name, labels, photo, args, start, folder):
 
 
 def parse_arguments(argv):
-    parser = argparse.ArgumentParser("sample.py", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "sample.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, what, where = (group.add_argument for group in (
         parser, parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group()))
     add("--checkpoint", metavar="FILE", help="latest.pt or best.pt of a run")
@@ -233,7 +233,6 @@ def parse_arguments(argv):
     add("--data-root", metavar="DIR", help="the dataset, if it has moved since training")
     add("--out", metavar="DIR", help="folder for the pictures")
     add("--overwrite", action="store_true", help="draw pictures anew that exist")
-    add("--device", help="cpu, cuda, cuda:1 (default: the GPU if there is one)")
     return parser.parse_args(argv)
 
 
@@ -241,7 +240,7 @@ def parse_arguments(argv):
 def main(argv=None):
     """Draws what the options ask for; prints the model, the contact sheet's path, the change."""
     args = parse_arguments(argv)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     path = oasis.find_checkpoint(args.checkpoint)
     model = load_model(path, device)
     print(f"{path}: {model.preset}, {len(model.palette)} classes, step {model.step}, on {device}")
@@ -260,8 +259,7 @@ def main(argv=None):
     kind = "_recreated" * (args.recreate is not None) + start + "_walk" * bool(args.interpolate)
     sheet, scale = folder / f"contact_sheet{kind}.png", 2 if max(model.size) <= 128 else 1
     save(data.picture_grid([list(row.values()) for row in rows], list(rows[0]), scale), sheet, True)
-    new, fate = len(set(folder.glob("*")) - old), "overwritten" if args.overwrite else "kept"
-    print(f"{sheet}; {new} new files, those that were there already are {fate}")
+    print(f"{sheet}; {len(set(folder.glob('*')) - old)} new files")
     if place:
         print("mean change: {:.4f} in the region, {:.4f} outside".format(*np.mean(changes, 0)))
 

@@ -9,9 +9,9 @@
 A run folder holds latest.pt and best.pt (checkpoints), samples/ (pictures while it trains), log.csv
 (losses), scores.csv, curves.png and segmenter.pt (the network that measures mIoU).
 
-Every random number is a function of (seed, purpose, step): batches, crops, noise, LabelMix coins.
-So there is no random state to save, a resumed run repeats what an uninterrupted one does, bit for
-bit on a CPU, and neither loader processes nor training processes change what is drawn.
+Noise and LabelMix coins are functions of (seed, step), batches of (seed, epoch), crops and flips of
+(data_seed, epoch, image). So there is no random state to save, a resumed run repeats what an
+uninterrupted one does, bit for bit on a CPU, and the number of processes changes nothing.
 """
 
 import argparse
@@ -51,7 +51,7 @@ import matplotlib.pyplot as plt       # noqa: E402
 class Settings:
     """All that a run can be told; each field is an option and its text the --help.
 
-    Defaults are the paper's ADE20K model. PRESETS say what other data changes.
+    Defaults are the authors' model for ADE20K. PRESETS say what other data changes.
     """
 
     preset: str = "toy"
@@ -61,9 +61,9 @@ class Settings:
     subset: str = ""
     """file with the names of the images to use, one per line"""
     height: int = 256
-    """height of the images, a multiple of 2^(blocks-1)"""
+    """height of the images, a multiple of 2^(num_blocks-1)"""
     width: int = 256
-    """width of the images, a multiple of 2^(blocks-1)"""
+    """width of the images, a multiple of 2^(num_blocks-1)"""
     workers: int = 8
     """processes that load images, for each GPU; their number changes no result"""
 
@@ -99,7 +99,7 @@ class Settings:
     lambda_labelmix: float = 10.0
     """weight λ of the LabelMix loss; 0 leaves it out"""
     no_class_balance: bool = False
-    """α = 1 for every class"""
+    """α = 1 for every class but unknown"""
     ema_decay: float = 0.9999
     """decay of the generator's moving average"""
     precision: str = "fp32"
@@ -107,7 +107,7 @@ class Settings:
     compile: bool = False
     """torch.compile networks and losses: some minutes at the start, faster steps on a GPU"""
     seed: int = 0
-    """decides every random number of the training"""
+    """decides initial weights, order of the images, noise and coins"""
     data_seed: int = 0
     """decides the data: drawn scenes, crops and flips"""
 
@@ -124,7 +124,7 @@ class Settings:
     checkpoint_every: int = 1000
     """steps between two checkpoints"""
     metrics: str = "miou,fd_segmenter,fid"
-    """scores, separated by commas, see metrics.py --help; or none"""
+    """scores, separated by commas, or none; metrics.py --help explains them"""
     segmenter_steps: int = 0
     """training steps of the network that measures mIoU (0: by image size)"""
 
@@ -146,7 +146,7 @@ PRESETS = {
                 score_every=500, checkpoint_every=100, metrics="miou,fd_segmenter,d_miou"),
 }
 
-# All other settings shape the networks or the data; a resumed run keeps its own.
+# Only these may change when a run is resumed.
 CHANGEABLE = ("data_root", "workers", "epochs", "steps", "lr_g", "lr_d", "lr_decay", "ema_decay",
               "lambda_labelmix", "precision", "compile", "run_dir", "resume", "log_every",
               "picture_every", "score_every", "checkpoint_every", "metrics", "segmenter_steps")
@@ -169,7 +169,7 @@ def parse_arguments(argv=None, settings_class=Settings, presets=PRESETS):
         if field.type is bool:
             how = dict(action="store_true")
         elif field.type is tuple:
-            how = dict(type=type(field.default[0]), nargs="+")
+            how = dict(type=type(field.default[0]), nargs=2 if field.name == "init_gain" else "+")
         default = "" if field.default in ("", False) else f" (default: {field.default})"
         parser.add_argument("--" + field.name.replace("_", "-"),
                             help=texts[field.name] + default, **how)
@@ -225,7 +225,7 @@ class State:
         # β1 = 0, no momentum: older gradients answer an opponent that has changed since.
         self.optimizer_G, self.optimizer_D = (
             torch.optim.Adam(network.parameters(), betas=(0.0, settings.beta2), fused=True)
-            for network in (G, D))
+            for network in (G, D))                    # set_learning_rates gives the rates
         self.step, self.seconds = 0, 0.0
         self.log, self.scores = [], []                # rows {"step": …, "loss_G": …} of the files
 
@@ -270,7 +270,7 @@ def start_or_resume(settings, state, train_set):
 
 
 def set_learning_rates(state, settings, total_steps):
-    """The learning rates of this step: constant, then falling to 0 over the last lr_decay."""
+    """The rates of this step: constant, then falling to 0 over the last lr_decay of the steps."""
     left = (total_steps - state.step + 1) / total_steps
     factor = min(1, left / settings.lr_decay) if settings.lr_decay else 1
     state.optimizer_G.param_groups[0]["lr"] = settings.lr_g * factor
@@ -279,9 +279,9 @@ def set_learning_rates(state, settings, total_steps):
 
 # ---- The moving average of G ---------------------------------------------------------------------
 #
-# G and D answer each other's last step, so their weights circle. The average of G's weights over
-# the last steps often paints better than any one step does (Yaz et al., 2018). All images that the
-# paper reports come from it (Sec. 3).
+# G and D change against each other from step to step and do not come to rest. The average of G's
+# weights over the last steps often paints better than G after any one of them (Yaz et al., 2018).
+# All images that the paper reports come from it (Sec. 3).
 
 
 @torch.no_grad()
@@ -297,8 +297,8 @@ def refresh_ema(ema, G, label_maps, seed):
 
     G's statistics are those of G's features; with the average's weights they would shift colours.
     So the average paints some training label maps and keeps the mean of the statistics it sees.
-    The result is a function of the weights, the label maps and the seed: refreshing more often
-    changes nothing. label_maps: this process's share of some batches, (B, H, W) each.
+    The result depends on what a checkpoint holds, the label maps and the seed: refreshing more
+    often changes nothing. label_maps: this process's share of some batches, (B, H, W) each.
     """
     rank, processes = rank_and_size()
     device = next(G.parameters()).device
@@ -320,7 +320,7 @@ def refresh_ema(ema, G, label_maps, seed):
 
 
 def exchange(counts, stop):
-    """Sum over the processes: the pixels of each class (N,), and does any process want to stop?"""
+    """Over all processes: the pixels of each class (N,), and whether any of them is to stop."""
     message = torch.cat([counts, torch.tensor([int(stop)])])
     if dist.is_initialized():
         dist.all_reduce(message)                    # between the CPUs, while the GPUs work
@@ -346,16 +346,17 @@ def check_weights(state):
 
 
 def random_stream(seed, purpose, step):
-    """A CPU generator that is a function of its arguments: randomness without a history."""
+    """A CPU generator of random numbers that depend on these arguments alone."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{step}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def draw(settings, step, images, labels, dataset, device, stop):
-    """What training_step needs, on the device; and: does any process want to stop?
+    """Draw noise and coins: the batch of training_step, on the device; and whether to stop.
 
     Noise and coins are drawn for the whole batch, and each process takes those of its own images,
-    [rank::processes]. Class weights are counted over all processes.
+    [rank::processes]. Class weights are counted over all processes; the request to stop travels
+    in the same message.
     """
     rank, processes = rank_and_size()
     own, size, N = slice(rank, None, processes), settings.batch_size, dataset.num_classes
@@ -366,6 +367,7 @@ def draw(settings, step, images, labels, dataset, device, stop):
     weights = losses.class_weights(labels, N, dataset.ignore_label, counts)
     if settings.no_class_balance:
         weights = (weights > 0).to(weights)         # "unknown" keeps its 0
+    # Channels-last is the order in which convolutions are fastest. dtype: tests run in float64.
     images = images.to(device, noise.dtype, non_blocking=True, memory_format=torch.channels_last)
     labels = labels.to(device, non_blocking=True)
     mask = losses.labelmix_mask(labels, N, coins=coins[own])
@@ -406,9 +408,11 @@ def save_curves(rows, path):
     plt.close(figure)
 
 
-def best_row(rows):
-    """The row of the best scores: lowest FID, as for the paper's results; without FID best mIoU."""
-    return min(rows, key=lambda row: row.get("fid", -row.get("miou", 0)))
+def last_is_best(rows):
+    """Is the last scoring the best? By FID, as for the paper's results; without FID by mIoU."""
+    for name, sign in (("fid", 1), ("miou", -1), ("fd_segmenter", 1), ("d_miou", -1)):
+        if name in rows[-1]:
+            return all(sign * rows[-1][name] <= sign * row[name] for row in rows if name in row)
 
 
 def save_run(settings, state, dataset, names):
@@ -469,7 +473,7 @@ def training_step(G, D, optimizer_G, optimizer_D, batch, settings):
     average_gradients(D)
     optimizer_D.step()
 
-    # ---- G minimises Eq. 2: the D that has just learned shall read t from the same x̂.
+    # ---- G minimises Eq. 2: the D just updated should read t from the same x̂.
     D.requires_grad_(False)                         # spares the gradients of D, which nobody needs
     with autocast:
         loss_G = losses.real_loss(D(fake), labels, weights)
@@ -491,7 +495,7 @@ def train(settings, networks=make_networks, step=training_step):
     """A whole run, from its start or from its checkpoint. Returns the last scores, None if stopped.
 
     networks(settings, num_classes) -> (G, D), and step, called like training_step: a variant of
-    the method hands in its own.
+    the method, such as extras/spade.py, hands in its own.
     """
     s, run_dir = settings, Path(settings.run_dir)
     device = oasis.start_processes()
@@ -517,7 +521,7 @@ def train(settings, networks=make_networks, step=training_step):
     batches = training_batches(s, train_set, state.step)
     total_steps = s.steps or s.epochs * (len(train_set) // s.batch_size)
     signals, stop, scores = [], False, {}
-    for number in (signal.SIGINT, signal.SIGTERM):      # noted, and obeyed at the end of the step
+    for number in (signal.SIGINT, signal.SIGTERM):      # Ctrl-C and SIGTERM wait for the step's end
         signal.signal(number, lambda number, frame: signals.append(number))
     began = time.monotonic() - state.seconds
     bar = tqdm(initial=state.step, total=total_steps, unit="step", disable=rank > 0, smoothing=0.05)
@@ -545,7 +549,7 @@ def train(settings, networks=make_networks, step=training_step):
             values = (values / processes).tolist()
             state.log.append({"step": state.step, "seconds": round(state.seconds, 1),
                               **dict(zip(terms, values))})
-            bar.set_postfix({k[5:]: f"{v:.2f}" for k, v in zip(terms, values)})
+            bar.set_postfix({k.removeprefix("loss_"): f"{v:.2f}" for k, v in zip(terms, values)})
 
         # ---- Pictures, scores and checkpoints are of the average, with statistics of its own.
         save, score = stop or due(s.checkpoint_every), bool(chosen) and due(s.score_every)
@@ -559,14 +563,14 @@ def train(settings, networks=make_networks, step=training_step):
                 scores = scorer(ema, D)
             state.scores.append({"step": state.step, **scores})
             bar.write(f"step {state.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
-        better = score and best_row(state.scores) is state.scores[-1]
+        better = score and last_is_best(state.scores)
         if rank == 0 and (save or better):
             names = ["best.pt"] * better + ["latest.pt"] * save
             save_run(s, state, val_set, names)
         bar.update()
     bar.close()
     if processes > 1:
-        dist.barrier()                              # nobody leaves before rank 0 has saved
+        dist.barrier()                              # until rank 0 has saved
     if rank == 0 and scores and not stop:
         metrics.show(scorer, scores)
     return None if stop else scores

@@ -50,7 +50,6 @@ ROWS = {                                            # name of the row: script an
     "spade+encoder": "extras.spade --lambda-vgg 0 --multimodal encoder",
 }
 COLUMNS = ("miou", "miou_lraspp", "fd_segmenter", "ms_ssim", "colour", "seconds_per_step")
-OWN_OPTIONS = {"--seed", "--run-dir", "--resume", "--model", "--multimodal"}
 
 
 # ---- The second judge ----------------------------------------------------------------------------
@@ -149,7 +148,8 @@ class Run:
         # The median, because some rows hold the time of pictures and scores, too.
         result["seconds_per_step"] = statistics.median(
             (b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in zip(log, log[1:]))
-        kept.write_text(json.dumps(result))
+        with data.write_whole(kept) as partial:
+            partial.write_text(json.dumps(result))
         return result
 
 
@@ -251,7 +251,7 @@ def main(argv=None):
     add("--maps", type=int, default=40, help="label maps for MS-SSIM and colour (default: 40)")
     args, common = parser.parse_known_args(argv)
     with oasis.exit_in_words("extras.ablation"):
-        for option in OWN_OPTIONS & {word.split("=")[0] for word in common}:
+        for option in {"--seed", "--run-dir", "--resume"} & {w.split("=")[0] for w in common}:
             raise UserError(f"{option}: is chosen by the rows and by --seeds and --out")
         sys.exit(0 if ablate(args, common) else 1)
 

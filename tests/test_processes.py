@@ -70,7 +70,7 @@ def whole_run(model, s):
 
 
 def score(checkpoint, out):
-    """Trains the segmenter, whose class weights are those of the whole batch, and scores by it."""
+    """Trains the segmenter and scores by it."""
     torch.set_default_dtype(torch.float64)
     device = oasis.start_processes()
     train_set, val_set = (data.open_dataset("toy", split, (32, 32), num_images=36)
