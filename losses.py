@@ -4,8 +4,8 @@
 
 The whole supervision of the two networks (Sec. 2), with x̂ = G(z, t):
 
-    D minimises   real_loss(D, x, t)  +  fake_loss(D, x̂)  +  λ · labelmix_loss    (Eq. 1 + λ L_cons)
-    G minimises   real_loss(D, x̂, t)                                              (Eq. 2)
+    D minimises   real_loss(D, x, t)  +  fake_loss(D, x̂)  +  λ · labelmix_loss   (Eq. 1 + λ L_cons)
+    G minimises   real_loss(D, x̂, t)                                             (Eq. 2)
 
 D is trained to name the class of every pixel of a photograph x, as its label map t does, and to
 call every pixel of a generated image "fake", class N+1. G is trained so that D reads t from its

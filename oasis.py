@@ -1,10 +1,10 @@
 """OASIS: the 3D noise, the generator and the segmentation discriminator.
 
-The networks of "You Only Need Adversarial Supervision for Semantic Image Synthesis" (Schönfeld,
-Sushko, Zhang, Gall, Schiele, Khoreva; ICLR 2021). The generator G paints an image from a label map
-and a noise tensor. The discriminator D is a segmentation network: it names, for every pixel, one
-of the N classes of the label map or the extra class "fake". Nothing else supervises G. Widths and
-initial weights, which the paper does not print, are those of the authors' released models.
+The networks of "You Only Need Adversarial Supervision for Semantic Image Synthesis" (Schönfeld et
+al., ICLR 2021). The generator G paints an image from a label map and noise. The discriminator D is
+a segmentation network: it names, for every pixel, one of the N classes of the label map or the
+class "fake". Nothing else supervises G. Widths and initial weights, which the paper does not
+print, are those of the authors' released models.
 
     python oasis.py        # the parameter counts of the paper's models
 
@@ -282,7 +282,7 @@ class DownBlock(DiscriminatorBlock):
         quarter. ceil_mode: an odd last row or column is averaged on its own instead of dropped.
         """
         shortcut = self.conv_s(F.avg_pool2d(x, 2, ceil_mode=True))
-        x = self.conv_1(x if first else F.leaky_relu(x, LEAK))       # not in place: x is a skip, too
+        x = self.conv_1(x if first else F.leaky_relu(x, LEAK))        # not in place: x is a skip
         x = self.conv_2(F.leaky_relu(x, LEAK, inplace=True))
         return F.avg_pool2d(x, 2, ceil_mode=True) + shortcut
 
@@ -315,7 +315,7 @@ class Discriminator(nn.Module):
             DownBlock(c_in, c_out) for c_in, c_out in zip([3] + channels, channels))
         outputs = channels[-2::-1] + [channels[0] // 2]               # 512 256 256 128 128 64
         skips = [0] + channels[-2::-1]                                #   0 512 256 256 128 128
-        inputs = [a + b for a, b in zip(channels[-1:] + outputs, skips)]  # 512 1024 512 512 256 256
+        inputs = [a + b for a, b in zip(channels[-1:] + outputs, skips)]
         self.decoder = nn.ModuleList(UpBlock(c_in, c_out) for c_in, c_out in zip(inputs, outputs))
         self.last = convolution(outputs[-1], num_classes + 1, 1, spectral=False)
 
@@ -351,18 +351,15 @@ def start_processes():
 
     GPUs exchange tensors by NCCL, CPUs by gloo. Without torchrun there is one process.
     """
-    local_rank, local_processes, processes = (int(os.environ.get(name, default)) for name, default
-                                              in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1),
-                                                  ("WORLD_SIZE", 1)))
-    gpus = torch.cuda.device_count()
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    local_processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
     if gpus and local_processes > gpus:
         raise UserError(f"{local_processes} processes need a GPU each, this machine has {gpus}")
-    device = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
     if gpus:
-        torch.cuda.set_device(device)
-    if processes > 1:
+        torch.cuda.set_device(local_rank)
+    if "RANK" in os.environ:
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
-    return device
+    return torch.device("cuda", local_rank) if gpus else torch.device("cpu")
 
 
 def rank_and_size():
@@ -370,16 +367,22 @@ def rank_and_size():
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
+def mean_over_processes(tensor):
+    """Replace a tensor by its mean over all processes; returns it."""
+    _, processes = rank_and_size()
+    if processes > 1:
+        dist.all_reduce(tensor)
+        tensor /= processes
+    return tensor
+
+
 @torch.no_grad()
 def average_gradients(network):
     """Replace every gradient by its mean over all processes: one flat message, after backward()."""
-    _, processes = rank_and_size()
-    if processes == 1:
+    if rank_and_size()[1] == 1:
         return
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= processes
+    flat = mean_over_processes(torch.cat([gradient.flatten() for gradient in gradients]))
     for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients])):
         gradient.copy_(part.view_as(gradient))
 
@@ -410,10 +413,7 @@ class Normalize(torch.autograd.Function):
     def backward(ctx, g):
         y, scale = ctx.saved_tensors
         means = torch.stack([t.mean((0, 2, 3), dtype=scale.dtype) for t in (g, g * y)])    # (2, C)
-        _, processes = rank_and_size()
-        if processes > 1:
-            dist.all_reduce(means)
-            means = means / processes
+        means = mean_over_processes(means)
         # scale · g − scale · mean(g · y) · y − scale · mean(g), all in the precision of g.
         of_g, of_y, constant = (factor.to(g.dtype)[:, None, None] for factor in (
             scale, -scale * means[1], -scale * means[0]))
@@ -424,12 +424,8 @@ class BatchNorm(nn.BatchNorm2d):
     """nn.BatchNorm2d without scale and shift, over the batch of all processes together.
 
     With one process it computes what nn.BatchNorm2d computes; the buffers are the same. With
-    several, whose shares of the batch are equal,
-
-        mean     = mean of the shares' means
-        variance = mean of the shares' variances + variance of the shares' means.
-
-    (Mean square minus squared mean is the same in exact arithmetic, but loses digits.)
+    several, whose shares of the batch are equal, a share's variance around the mean of the whole
+    batch is its own variance + (its own mean − that mean)².
     """
 
     def forward(self, x):
@@ -437,18 +433,12 @@ class BatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         with torch.no_grad():
-            variance, mean = torch.var_mean(at_least_float32(x), (0, 2, 3), correction=0)  # (C,)
-            rank, processes = rank_and_size()
-            if processes > 1:
-                shares = mean.new_zeros(processes, 2, len(mean))
-                shares[rank] = torch.stack([mean, variance])
-                dist.all_reduce(shares)             # each row is 0 in all processes but one
-                means, variances = shares.unbind(1)
-                mean = means.mean(0)
-                variance = variances.mean(0) + (means - mean).square().mean(0)
+            own_variance, own_mean = torch.var_mean(at_least_float32(x), (0, 2, 3), correction=0)
+            mean = mean_over_processes(own_mean.clone())                                   # (C,)
+            variance = mean_over_processes(own_variance + (own_mean - mean) ** 2)          # (C,)
             self.num_batches_tracked += 1
             weight = self.momentum or 1 / self.num_batches_tracked     # None: mean of all batches
-            n = processes * x.numel() / x.shape[1]
+            n = rank_and_size()[1] * x.numel() / x.shape[1]
             self.running_mean += weight * (mean - self.running_mean)
             self.running_var += weight * (variance * n / (n - 1) - self.running_var)
         return Normalize.apply(x, mean, variance, self.eps)

@@ -543,10 +543,7 @@ def train(settings, networks=make_networks, step=training_step):
 
         # ---- Log the losses of this step.
         if due(s.log_every):
-            values = torch.stack(list(terms.values()))
-            if processes > 1:
-                dist.all_reduce(values)
-            values = (values / processes).tolist()
+            values = oasis.mean_over_processes(torch.stack(list(terms.values()))).tolist()
             state.log.append({"step": state.step, "seconds": round(state.seconds, 1),
                               **dict(zip(terms, values))})
             bar.set_postfix({k.removeprefix("loss_"): f"{v:.2f}" for k, v in zip(terms, values)})

@@ -51,10 +51,7 @@ def make_networks(settings, device):
 
 
 def make_workloads(settings, G, D, ema, training_step=train.training_step):
-    """({"generate": function, "train": function}, the two optimizers) on random data.
-
-    Generating comes first: the peak of memory only grows, and training needs more.
-    """
+    """({"generate": function, "train": function}, the two optimizers) on random data."""
     s, N, device = settings, G.num_classes, next(G.parameters()).device
     ema.requires_grad_(False).eval()
     optimizers = [torch.optim.Adam(network.parameters(), 1e-4, (0.0, 0.999), fused=True)
@@ -74,7 +71,15 @@ def make_workloads(settings, G, D, ema, training_step=train.training_step):
         with torch.autocast(device.type, torch.bfloat16, s.precision == "bf16"):
             ema(labels, noise)
 
-    return {"generate": generate, "train": step}, optimizers
+    return {"generate": generate, "train": step}, optimizers    # in order of peak memory
+
+
+def compile_in_place(*networks):
+    """As train.py does it: one graph for each network and size of batch, and for each loss."""
+    for network in networks:
+        network.compile(dynamic=False)
+    for name in ("discriminator_losses", "real_loss"):
+        setattr(losses, name, torch.compile(getattr(losses, name), dynamic=False))
 
 
 # ---- Time ----------------------------------------------------------------------------------------
@@ -96,21 +101,19 @@ def print_times(s, n):
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     G, D, ema = make_networks(s, device)
     workloads, _ = make_workloads(s, G, D, ema)
-    with FlopCounterMode(display=False) as counter:     # before compiling, which hides operations
-        workloads["generate"]()
-        generating = counter.get_total_flops()
-        workloads["train"]()
-    flops = {"generate": generating, "train": counter.get_total_flops() - generating}
     if s.compile:
-        train.compile_in_place(G, D)
-        ema.compile(dynamic=False)
+        compile_in_place(G, D, ema)
     size = 8192 if device.type == "cuda" else 2048
-    a, b = torch.randn(2, size, size, device=device,
-                       dtype=torch.bfloat16 if s.precision == "bf16" else torch.float32)
+    dtype = torch.bfloat16 if s.precision == "bf16" else torch.float32
+    a, b = torch.randn(2, size, size, device=device, dtype=dtype)
     print(f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}, torch "
-          f"{torch.__version__}, {s.preset} {s.height}×{s.width}, batch "
-          f"{s.batch_size}, {s.precision}{', compiled' * s.compile}; median of {n} runs")
+          f"{torch.__version__}, {s.preset} {s.height}×{s.width}, batch {s.batch_size}, "
+          f"{s.precision}{', compiled' * s.compile}; median of {n} runs")
     for name, run in workloads.items():
+        # Compiled code hides its operations from the counter.
+        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+            run()
+        flops = counter.get_total_flops()
         for work in (run, run, lambda: a @ b):
             clock(work, device)                         # compiling, caches, the first product
         seconds, products = zip(*((clock(run, device), clock(lambda: a @ b, device))
@@ -119,8 +122,8 @@ def print_times(s, n):
         peak = (torch.cuda.max_memory_allocated() if device.type == "cuda" else
                 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         print(f"  {name:8s}  {s.batch_size / median:8.2f} images/s   {median:.3f} s "
-              f"({min(seconds):.3f} … {max(seconds):.3f})   {flops[name] / 1e9:,.1f} GFLOP, "
-              f"{flops[name] / median / speed:.0%} of the {speed / 1e9:,.0f} GFLOP/s of a "
+              f"({min(seconds):.3f} … {max(seconds):.3f})   {flops / 1e9:,.1f} GFLOP, "
+              f"{flops / median / speed:.0%} of the {speed / 1e9:,.0f} GFLOP/s of a "
               f"{size}×{size} product   peak memory {peak / 2 ** 30:.2f} GiB")
 
 
@@ -223,7 +226,7 @@ def count_graphs(settings, steps=20):
     torch._dynamo.utils.counters.clear()
     G, D, ema = make_networks(settings, torch.device("cpu"))
     with mock.patch("torch.compile", functools.partial(torch.compile, backend=counter)):
-        train.compile_in_place(G, D)
+        compile_in_place(G, D)
     step = make_workloads(settings, G, D, ema)[0]["train"]
     for _ in range(steps):
         step()
@@ -245,7 +248,7 @@ def print_counts(s):
           f"{counter.peak / 2 ** 30:,.1f} GiB\n  torch.compile, 20 steps of a small model: "
           f"{graphs} graphs, {breaks} breaks\n  float32 activations larger than any weight: "
           f"{sum(counter.wide.values())}")
-    for operation, number in counter.wide.most_common():
+    for operation, number in counter.wide.most_common() if s.precision == "bf16" else ():
         print(f"    {number} × {operation}")
 
 

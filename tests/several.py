@@ -6,7 +6,6 @@ A fork server imports torch and train.py once; every process is a fork of it and
 import multiprocessing
 import os
 import socket
-import sys
 import time
 from pathlib import Path
 
@@ -31,13 +30,20 @@ def checkpoint(run_dir):
     return torch.load(run_dir / "latest.pt", weights_only=True)
 
 
+def slow_main(arguments, dtype=torch.float32):
+    """train.main with a pause in every step, so that a signal comes in the midst of them."""
+    torch.set_default_dtype(dtype)
+    update = train.update_ema
+    train.update_ema = lambda *a: (time.sleep(0.3), update(*a))
+    train.main(arguments)
+
+
 def begin(threads, environment, log, function, arguments):
-    """What a new process does first: a process group of its own, its output into a file."""
+    """What a new process does first: a session of its own, its output into a file."""
     os.setsid()
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1), os.dup2(file, 2)
     os.environ.update(environment)
-    sys.argv = ["train.py"]
     torch.set_num_threads(threads)          # as many as the test: sums round alike
     with oasis.exit_in_words("train.py"):
         function(*arguments)
@@ -46,15 +52,13 @@ def begin(threads, environment, log, function, arguments):
 def start(function, *arguments, processes=1, log=os.devnull):
     """function(*arguments) in so many processes that find each other as those of torchrun do."""
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    jobs = []
-    for rank in range(processes):
-        environment = {} if processes == 1 else dict(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes),
-            LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        jobs.append(context.Process(target=begin, args=(
-            torch.get_num_threads(), environment, str(log), function, arguments)))
-        jobs[-1].start()
+        common = dict(WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes),
+                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]))
+    jobs = [context.Process(target=begin, args=(
+        torch.get_num_threads(), dict(common, RANK=str(rank), LOCAL_RANK=str(rank)), str(log),
+        function, arguments)) for rank in range(processes)]
+    for job in jobs:
+        job.start()
     return jobs
 
 
@@ -63,14 +67,13 @@ def wait(jobs, seconds=180):
     end = time.monotonic() + seconds
     for job in jobs:
         job.join(max(0, end - time.monotonic()))
-        if job.is_alive():
-            job.kill()
-            job.join()
+        job.kill()
+        job.join()
     return [job.exitcode for job in jobs]
 
 
 def run(function, *arguments, **options):
-    """start and wait, all must succeed."""
+    """start and wait; all must succeed."""
     codes = wait(start(function, *arguments, **options))
     assert not any(codes), codes
 
@@ -85,5 +88,5 @@ def wait_until(condition, jobs=(), seconds=180):
 
 def members_of_session(leader):
     """Processes that still run in the session that a process of `start` leads."""
-    status = [path.read_text().rsplit(")", 1)[1].split() for path in Path("/proc").glob("[0-9]*/stat")]
-    return [fields for fields in status if fields[3] == str(leader) and fields[0] != "Z"]
+    found = [path.read_text().rsplit(")", 1)[1].split() for path in Path("/proc").glob("[0-9]*/stat")]
+    return [fields for fields in found if fields[3] == str(leader) and fields[0] != "Z"]

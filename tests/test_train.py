@@ -195,19 +195,12 @@ def test_killed_three_times_and_resumed_ends_in_the_same_bits(whole, tmp_path):
     assert rows(run / "log.csv") == rows(whole / "log.csv")
 
 
-def slow_main(arguments):
-    """train.main with a pause in every step, so that a signal finds it in the midst of them."""
-    update = train.update_ema
-    train.update_ema = lambda *a: (time.sleep(0.3), update(*a))
-    train.main(arguments)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("send", [os.kill, os.killpg])
 def test_a_signal_finishes_the_step_saves_and_can_be_resumed(whole, tmp_path, number, send):
     """Also with loader processes, to the process alone or, as a terminal does, to its group."""
     run, arguments = tmp_path / "run", [*several.TINY, *STEPS, "--workers", "2"]
-    job, = several.start(slow_main, [*arguments, "--run-dir", str(run)], log=tmp_path / "log")
+    job, = several.start(several.slow_main, [*arguments, "--run-dir", str(run)], log=tmp_path / "log")
     several.wait_until((run / "latest.pt").exists, [job])
     send(job.pid, number)
     assert several.wait([job]) == [1]
