@@ -287,18 +287,9 @@ class Scorer:
             raise UserError(f"there is no score {name!r}; there are {', '.join(METRICS)}")
         if metrics and self.count < 4:
             raise UserError(f"{self.count} images: two halves of them need at least 4")
+        self.inception = inception
         if "fid" in metrics and not isinstance(inception, nn.Module):
-            try:
-                inception = InceptionFeatures(inception)
-            except UserError as error:
-                # A training goes on, and with it the other scores.
-                if inception or len(metrics) == 1:
-                    raise
-                if oasis.rank_and_size()[0] == 0:
-                    print(f"fid is left out: {error}", file=sys.stderr)
-        self.inception = inception and inception.to(device)
-        if not all(gather(inception is not None)):
-            self.metrics = [name for name in metrics if name != "fid"]
+            self.inception = InceptionFeatures(inception).to(device)
 
     def __call__(self, generator, discriminator=None):
         """All chosen scores of this generator (and discriminator, for d_miou) -> {name: float}."""
@@ -451,18 +442,17 @@ def open_run(path, data_root=None):
 
 def score_checkpoint(args, device):
     """Prints the scores of a checkpoint."""
-    path, asked = oasis.find_checkpoint(args.checkpoint), args.metrics or ()
+    path = oasis.find_checkpoint(args.checkpoint)
     checkpoint, train_set, val_set = open_run(path, args.data_root)
     G, D = oasis.build_generator(checkpoint), oasis.build_discriminator(checkpoint)
-    if D is None and "d_miou" in asked:
+    names = args.metrics or ["miou", "fd_segmenter", *["d_miou"] * (D is not None)]
+    if D is None and "d_miou" in names:
         raise UserError(f"d_miou: {path} holds no discriminator that segments")
     scorer = Scorer(
-        val_set, train_set, device, asked or tuple(METRICS), num_images=args.num_images,
+        val_set, train_set, device, names, num_images=args.num_images,
         segmenter=checkpoint.get("segmenter"), batch_size=args.batch_size, seed=args.seed,
-        run_dir=None if "segmenter" in checkpoint else path.parent,
-        workers=4 if device.type == "cuda" else 0,
-        # Asked for by name, FID is not left out where its weights are missing.
-        inception=InceptionFeatures(args.inception) if "fid" in asked else args.inception)
+        run_dir=None if "segmenter" in checkpoint else path.parent, inception=args.inception,
+        workers=4 if device.type == "cuda" else 0)
     scores = scorer(G.to(device), D and D.to(device))
     if oasis.rank_and_size()[0] > 0:
         return
@@ -479,14 +469,15 @@ def main(argv=None):
     known = "\n".join(f"  {name:13s} {text}" for name, text in METRICS.items())
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"scores:\n{known}\nWithout --metrics: all that the checkpoint allows. mIoU is read "
+        epilog=f"scores:\n{known}\nmIoU is read "
                "by the segmenter.pt beside the checkpoint; where there is none, one is trained.")
     add = parser.add_argument
     add("--checkpoint", metavar="FILE", help="latest.pt or best.pt of a run (default: the newest)")
     add("--data-root", metavar="DIR", help="its dataset (default: as in training)")
     add("--real", metavar="DIR", help="folder of real images, instead of a checkpoint")
     add("--fake", metavar="DIR", help="folder of generated images")
-    add("--metrics", type=lambda text: text.split(","), metavar="A,B", help="see below")
+    add("--metrics", type=lambda text: text.split(","), metavar="A,B",
+        help="see below (default: all but fid)")
     add("--num-images", type=int, metavar="N", help="the first N images (default: all)")
     add("--seed", type=int, default=0, help="image i gets the noise of seed + i (default 0)")
     add("--batch-size", type=int, default=16, help="memory and speed only (default 16)")

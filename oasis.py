@@ -457,12 +457,12 @@ class UserError(Exception):
 
 @contextlib.contextmanager
 def exit_in_words(script):
-    """Around main(): a UserError ends the program by its sentence and exit code 2."""
+    """Around or above main(): a UserError ends the program by its sentence and exit code 2."""
     try:
         yield
     except UserError as error:
         if os.environ.get("RANK", "0") != "0":
-            time.sleep(3)       # mostly rank 0 has the same error; torchrun ends this process then
+            time.sleep(10)       # mostly rank 0 has the same error; torchrun ends this process then
         print(f"{script}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

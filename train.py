@@ -573,11 +573,11 @@ def train(settings, networks=make_networks, step=training_step):
     return None if stop else scores
 
 
+@oasis.exit_in_words("train.py")
 def main(argv=None):
     """The command line. Exit code 0: done; 1: stopped by a signal; 2: a mistake of the user."""
-    with oasis.exit_in_words("train.py"):
-        settings = parse_arguments(argv)
-        scores = train(settings)
+    settings = parse_arguments(argv)
+    scores = train(settings)
     if rank_and_size()[0] == 0:
         print(f"Stopped, all is saved; go on by --run-dir {settings.run_dir} --resume"
               if scores is None else f"Done: {settings.run_dir}. Next: python sample.py")
