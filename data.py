@@ -1,6 +1,5 @@
 """Pairs of photo and label map: where they lie, how they are read, cropped, shuffled and checked.
 
-    python data.py                                         # toy scenes: a contact sheet
     python data.py --preset folder --data-root my_photos   # checks a dataset, names broken files
 
 Presets, and the files they expect below the data root:
@@ -23,6 +22,7 @@ Conventions that this file owns:
 import argparse
 import os
 import sys
+from colorsys import hsv_to_rgb
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,21 +172,12 @@ def file_ids(preset, num_classes):
 
 
 def make_palette(num_classes, ignore_label=None):
-    """(N, 3) uint8 colours that differ clearly; the unknown class is black.
-
-    Each class takes, from a grid of 7 x 7 x 7 colours, the one farthest from all colours taken so
-    far, black and white included. So a colour depends on its id alone, not on N.
-    """
-    level = np.linspace(40, 255, 7).round()
-    grid = np.stack(np.meshgrid(level, level, level, indexing="ij"), axis=-1).reshape(-1, 3)
-    palette = np.zeros((num_classes, 3), dtype=np.uint8)
-    distance = np.minimum((grid ** 2).sum(1), ((grid - 255) ** 2).sum(1))
-    for k in range(num_classes):
-        palette[k] = colour = grid[distance.argmax()]
-        distance = np.minimum(distance, ((grid - colour) ** 2).sum(1))
+    """(N, 3) uint8: hues far apart, many shades, each by its id alone; the unknown class black."""
+    palette = np.array([hsv_to_rgb(k * 0.6180 % 1, 1 - k % 5 * 0.16, 1 - k % 7 * 0.11)
+                        for k in range(num_classes)])
     if ignore_label is not None:
         palette[ignore_label] = 0
-    return palette
+    return (255 * palette).round().astype(np.uint8)
 
 
 def read_classes(path):
@@ -436,60 +427,44 @@ def picture_grid(rows, captions=None, scale=1):
 
 # ---- Checking a dataset --------------------------------------------------------------------------
 
-def survey(dataset, most=None):
-    """Read every photo and label map in full, or only about `most`, evenly spread.
+def check_dataset(dataset, most=None):
+    """Read every photo and label map in full -> one sentence for each broken file or pair.
 
-    Returns problems, a sentence for each broken pair, and for each sound one ((H, W), pixels of
-    each class (N,)).
+    most: read only about so many, evenly spread. Drawn scenes have no files to be broken.
     """
     def inspect(index):
         try:
-            labels = dataset.read(index)[1]
-            return labels.shape, np.bincount(labels.ravel(), minlength=dataset.num_classes)
+            dataset.read(index)
         except UserError as error:
             return str(error)
 
     indices = range(0, len(dataset), max(1, len(dataset) // most) if most else 1)
     with ThreadPoolExecutor(os.cpu_count()) as pool:          # PIL decodes outside Python's lock
-        found = list(tqdm(pool.map(inspect, indices), f"checking {dataset.split}", len(indices),
-                          leave=False, disable=None))
-    return (dataset.unpaired + [result for result in found if isinstance(result, str)],
-            [result for result in found if not isinstance(result, str)])
-
-
-def check_dataset(dataset, most=None):
-    """One sentence for each broken file or pair; [] if there is none. most: see survey."""
-    return [] if dataset.name == "toy" else survey(dataset, most)[0]
+        found = list(tqdm(pool.map(inspect, () if dataset.name == "toy" else indices),
+                          f"checking {dataset.split}", len(indices), leave=False, disable=None))
+    return dataset.unpaired + [sentence for sentence in found if sentence]
 
 
 @exit_in_words("data.py")
 def main(argv=None):
-    """Check both splits, write a contact sheet. UserError if anything is wrong."""
+    """Check both splits. UserError if anything is wrong."""
     parser = argparse.ArgumentParser(description="Check a dataset before training on it.")
     parser.add_argument("--preset", default="toy", choices=PRESETS, help="default: toy")
     parser.add_argument("--data-root", metavar="DIR", help="the dataset's folder (not for toy)")
     parser.add_argument("--subset", metavar="FILE", help="names of the images to use, one per line")
-    parser.add_argument("--out", metavar="PNG", help="the contact sheet (default: data_PRESET.png)")
     args = parser.parse_args(argv)
-    preset, subset, out = args.preset, args.subset, args.out or f"data_{args.preset}.png"
+    preset, subset = args.preset, args.subset
     train, val = (open_dataset(preset, split, SIZES[preset], args.data_root, subset=subset,
                                num_images=200 if preset == "toy" else None, complete=False)
                   for split in ("train", "val"))
     absent = read_names(subset) - {*train.names, *val.names} if subset else ()
     problems = [f"{subset}: names {name}, which is no pair here" for name in sorted(absent)]
     for dataset in (train, val):
-        broken, sound = survey(dataset)
-        problems += broken
-        print(f"{dataset.name} {dataset.split}: {len(sound)} photos with label maps")
+        problems += check_dataset(dataset)
+        print(f"{dataset.name} {dataset.split}: {len(dataset)} photos with label maps")
     if problems:
         print(*problems, sep="\n", file=sys.stderr)
         raise UserError(f"number of problems found, listed above: {len(problems)}")
-    pairs = [train[i] for i in range(0, len(train), max(1, len(train) // 8))][:8]
-    grid = [list(to_uint8(torch.stack([image for image, _ in pairs]))),
-            [colourise(labels, train.palette) for _, labels in pairs]]
-    with write_whole(out) as partial:
-        picture_grid(grid, scale=2 if train.size[0] <= 128 else 1).save(partial)
-    print(f"{out}: some photos and their label maps in colour")
 
 
 if __name__ == "__main__":

@@ -7,15 +7,14 @@ The whole supervision of the two networks (Sec. 2), with x̂ = G(z, t):
     D minimises   real_loss(D, x, t)  +  fake_loss(D, x̂)  +  λ · labelmix_loss   (Eq. 1 + λ L_cons)
     G minimises   real_loss(D, x̂, t)                                             (Eq. 2)
 
-D is trained to name the class of every pixel of a photograph x, as its label map t does, and to
-call every pixel of a generated image "fake", class N+1. G is trained so that D reads t from its
-image. A usual discriminator says real or fake for an image or a patch. This one tells G, for every
-pixel, which class it saw instead of the right one. λ weighs LabelMix; the paper prints no value,
-the authors' code has 5 or 10.
+D is trained to name the class of every pixel of a photograph x, and to call every pixel of a
+generated image "fake", class N+1. G is trained so that D reads t from its image: it is told, for
+every pixel, which class D saw instead of the right one. λ: the paper prints no value, the authors'
+code has 5 or 10.
 
-The functions take D's logits, (B, N+1, H, W), the fake class in the last channel; the paper's D(x)
-is their softmax. Label maps t are (B, H, W) int64. The sums over pixels in Eq. 1 and 2 are taken as
-means, so that a loss does not depend on the image size.
+The functions take D's logits, (B, N+1, H, W); the paper's D(x) is their softmax. Label maps t are
+(B, H, W) int64. The sums over pixels in Eq. 1 and 2 are taken as means, so that a loss does not
+depend on the image size.
 """
 
 import torch
@@ -58,11 +57,8 @@ def at_least_float32(x):
 
 
 def cross_entropy(logits, classes):
-    """−log softmax(logits)[class] of every pixel: (B, N+1, H, W), (B, H, W) -> (B·H·W,).
-
-    Pixels become rows: in the channels-last layout a view, which copies nothing.
-    """
-    rows = logits.permute(0, 2, 3, 1).flatten(0, 2)                        # (B·H·W, N+1)
+    """−log softmax(logits)[class] of every pixel: (B, N+1, H, W), (B, H, W) -> (B·H·W,)"""
+    rows = logits.permute(0, 2, 3, 1).flatten(0, 2)         # (B·H·W, N+1), a view in channels-last
     return F.cross_entropy(at_least_float32(rows), classes.flatten(), reduction="none")
 
 
@@ -130,13 +126,10 @@ def labelmix_loss(logits_of_mix, logits_real, logits_fake, mask):
 def discriminator_losses(logits, labels, weights, mask):
     """The terms of Eq. 1 + λ · L_cons: real, fake and LabelMix loss, three scalars.
 
-    logits: of x, x̂ and their mixture, in this order, in one batch (3B, N+1, H, W). Without a
-    mixture, (2B, …), the third term is 0.
+    logits: of x, x̂ and their mixture in one batch (3B, N+1, H, W); (2B, …) without a mixture.
     """
-    logits_real, logits_fake, *logits_of_mix = logits.split(len(labels))
-    consistency = logits.new_zeros(())
-    if logits_of_mix:
-        consistency = labelmix_loss(*logits_of_mix, logits_real, logits_fake, mask)
+    logits_real, logits_fake, *mix = logits.split(len(labels))
+    consistency = labelmix_loss(*mix, logits_real, logits_fake, mask) if mix else 0 * logits.sum()
     return real_loss(logits_real, labels, weights), fake_loss(logits_fake), consistency
 
 
@@ -164,7 +157,6 @@ def main():
         axes[str(i)].axis("off")
     axes["w"].bar(toy.CLASSES, class_weights(labels, len(toy.CLASSES), toy.UNKNOWN),
                   color=toy.PALETTE / 255)
-    axes["w"].tick_params(labelsize=8)
     axes["w"].set_title("class weight α: rare classes weigh more, unknown nothing", fontsize=9)
     figure.savefig("losses.png", dpi=80, bbox_inches="tight")
     print("losses.png: a LabelMix example and the class weights of a batch")

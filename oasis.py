@@ -15,12 +15,10 @@ Conventions, the same in all files:
     image x      (B, 3, H, W) float in [−1, 1], RGB; x̂ = G(z, t) is a generated image
     noise z      (B, C), one vector per image, or (B, C, H, W), one per pixel; the paper's C is 64
     logits       (B, N+1, H, W), what D computes; the paper's D(x) is their softmax over channels.
-                 Channels 0 … N−1 are the real classes; channel N, the last, is the fake class (the
-                 paper counts from 1 and calls it N+1)
-    sizes        always (height, width)
+                 The fake class is the last channel, N (the paper counts from 1 and calls it N+1)
+    sizes        always (height, width); in comments those of the default, full-size model
 
-Shapes in comments are those of the default, full-size model. Reading order: noise, SPADE,
-generator, discriminator; then what a first reading can leave out: several processes, checkpoints.
+Reading order: noise, SPADE, G, D; then, to be left out at first: several processes, checkpoints.
 """
 
 import contextlib
@@ -50,10 +48,7 @@ INIT_GAIN = 0.02  # gain of the Xavier-normal initial weights
 
 
 def noise_from_seeds(seeds, noise_dim=64):
-    """One Gaussian noise vector per seed: (len(seeds), noise_dim) float32, on the CPU.
-
-    A seed per image, drawn on the CPU: a sample depends neither on its batch nor on the device.
-    """
+    """One Gaussian vector per seed, (len(seeds), noise_dim) float32, whatever batch and device."""
     generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
     return torch.stack([torch.randn(noise_dim, generator=g, dtype=torch.float32)
                         for g in generators])
@@ -74,14 +69,11 @@ def local_noise(outside, inside, region):
 
 
 class Convolution(nn.Conv2d):
-    """nn.Conv2d that keeps spectral normalisation in float32 where autocast runs in bfloat16.
-
-    The weight of a spectrally normalised layer is computed whenever it is read.
-    """
+    """nn.Conv2d that keeps spectral normalisation in float32 where autocast runs in bfloat16."""
 
     def forward(self, x):
         with torch.autocast(x.device.type, enabled=False):
-            weight = self.weight
+            weight = self.weight            # a spectrally normalised weight is computed when read
         return self._conv_forward(x, weight, self.bias)
 
 
@@ -89,8 +81,7 @@ def convolution(in_channels, out_channels, kernel, spectral, bias=True, stride=1
     """A convolution that keeps the size (for an odd kernel), with OASIS's initial weights.
 
     spectral: divide the weight by its largest singular value (Miyato et al., 2018). It bounds how
-    fast the output can change with the input, which keeps GANs stable. As in the released models,
-    SPADE's layers and the first and last ones do without.
+    fast the output can change with the input, which keeps GANs stable.
     """
     layer = Convolution(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=bias,
                         padding_mode=padding if kernel > 1 else "zeros")
@@ -102,8 +93,6 @@ def convolution(in_channels, out_channels, kernel, spectral, bias=True, stride=1
 
 def upsample(x, size):
     """Nearest-neighbour resizing to (height, width), which autocast would run in float32."""
-    if x.shape[2:] == size:
-        return x
     with torch.autocast(x.device.type, enabled=False):
         return F.interpolate(x, size, mode="nearest")
 
@@ -112,9 +101,8 @@ def upsample(x, size):
 def scale_weights(network, factor):
     """Multiply every weight, but no bias: another gain for the initial weights.
 
-    Spectral normalisation divides the factor out again: that layer's output stays, and it learns
-    more slowly, as Adam's steps do not grow. In the other layers the output grows. From a gain of
-    0.02 Adam needs hundreds of steps to grow the weights, too many for a training of minutes.
+    Spectrally normalised layers keep their output and learn more slowly, as Adam's steps do not
+    grow; the output of the others grows. From 0.02 a training of minutes does not get far.
     """
     for parameter in network.parameters():
         if parameter.ndim > 1:
@@ -133,8 +121,7 @@ class SPADE(nn.Module):
         super().__init__()
         self.norm = BatchNorm(features, affine=False)
         self.shared = convolution(condition_channels, hidden, 3, spectral=False, padding=padding)
-        # γ and β are two convolutions of one tensor. A single layer with twice the outputs is
-        # faster; each half gets the initial weights of a layer of its own.
+        # γ and β from one layer: faster than two. Each half is initialised as a layer of its own.
         self.gamma_beta = convolution(hidden, 2 * features, 3, spectral=False, padding=padding)
         for half in self.gamma_beta.weight.data.chunk(2):
             nn.init.xavier_normal_(half, INIT_GAIN)
@@ -147,10 +134,7 @@ class SPADE(nn.Module):
 
 
 class GeneratorBlock(nn.Module):
-    """Residual block: (SPADE, leaky ReLU, 3×3 convolution) twice, added to a shortcut.
-
-    Where the width changes, the shortcut is a 1×1 convolution with a SPADE of its own.
-    """
+    """Residual block: (SPADE, leaky ReLU, 3×3 convolution) twice, added to a shortcut."""
 
     def __init__(self, in_channels, out_channels, condition_channels, hidden, padding):
         super().__init__()
@@ -230,14 +214,11 @@ class Generator(nn.Module):
         return torch.cat([noise.to(dtype), one_hot.to(dtype)], 1)
 
     def check(self, labels):
-        """Refuse sizes that do not divide and ids that do not exist. UserError.
-
-        Not the ids of a training batch: data.py has checked them, and a GPU would have to wait.
-        """
+        """Refuse sizes that do not divide and ids that do not exist (data.py checks training's)."""
         (height, width), m, n = labels.shape[1:], self.size_multiple, self.num_classes
         if height % m or width % m:
             raise UserError(f"a label map of {height}×{width} cannot be drawn: this generator "
-                            f"needs multiples of {m}")
+                            f"needs multiples of {m} (sample.py --size H W resizes)")
         if not self.training and not (labels.min() >= 0 and labels.max() < n):
             raise UserError(f"label map with ids outside 0 to {n - 1}")
 
@@ -276,11 +257,9 @@ class DownBlock(DiscriminatorBlock):
     """Halves the size at its end, by 2×2 average pooling."""
 
     def forward(self, x, first):
-        """x (B, in, h, w) -> (B, out, h/2, w/2); first: x is an image, which needs no activation.
-
-        Average pooling and a 1×1 convolution may be swapped; behind the pooling it costs a
-        quarter. ceil_mode: an odd last row or column is averaged on its own instead of dropped.
-        """
+        """x (B, in, h, w) -> (B, out, h/2, w/2); first: x is an image, which needs no activation."""
+        # Pooling and a 1×1 convolution may be swapped: behind the pooling it costs a quarter.
+        # ceil_mode: an odd last row or column is averaged on its own instead of dropped.
         shortcut = self.conv_s(F.avg_pool2d(x, 2, ceil_mode=True))
         x = self.conv_1(x if first else F.leaky_relu(x, LEAK))        # not in place: x is a skip
         x = self.conv_2(F.leaky_relu(x, LEAK, inplace=True))
@@ -338,8 +317,8 @@ class Discriminator(nn.Module):
 
 # ---- Several processes ---------------------------------------------------------------------------
 #
-# torchrun starts one process per GPU, and each takes an equal share of every batch. Together they
-# compute the update that one process would compute from the whole batch, because
+# torchrun starts one process per GPU, each takes an equal share of every batch, and together they
+# compute the update that one process would compute from the whole batch:
 #   1. batch norm takes the mean and variance of the whole batch (BatchNorm);
 #   2. gradients are averaged after backward() (average_gradients): every loss is a mean over
 #      images, so the mean of the shares' gradients is the gradient of the whole batch;
@@ -347,10 +326,7 @@ class Discriminator(nn.Module):
 
 
 def start_processes():
-    """Join the processes that torchrun has started; returns this one's device. UserError.
-
-    GPUs exchange tensors by NCCL, CPUs by gloo. Without torchrun there is one process.
-    """
+    """Join the processes that torchrun has started, if it has; returns this one's device."""
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     local_processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
     if gpus and local_processes > gpus:
@@ -448,7 +424,7 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class UserError(Exception):
-    """A mistake of the user, told in one sentence that names the culprit and what is possible."""
+    """A mistake of the user, in one sentence that names the culprit and what is possible."""
 
     def __init__(self, sentence):
         # From a DataLoader process an error arrives with a traceback before the sentence.
@@ -465,9 +441,6 @@ def exit_in_words(script):
             time.sleep(10)       # mostly rank 0 has the same error; torchrun ends this process then
         print(f"{script}: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"{script}: interrupted", file=sys.stderr)
-        sys.exit(1)
 
 
 def find_checkpoint(path=None):

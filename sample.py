@@ -199,11 +199,8 @@ def draw_scene(model, name, labels, photo, args, start, folder):
     # All pictures are read again, those that existed too: the contact sheet shows what is kept.
     paths = [Path(f"{stem}{start}_{name}.png") for name in names]
     if args.overwrite or not all(path.exists() for path in paths):
-        try:
-            for path, picture in zip(paths, paint(model.generator, labels, noise)):
-                save(Image.fromarray(picture), path, args.overwrite)
-        except oasis.UserError as error:
-            raise oasis.UserError(f"{name}: {error}; --size H W resizes it") from error
+        for path, picture in zip(paths, paint(model.generator, labels, noise)):
+            save(Image.fromarray(picture), path, args.overwrite)
     drawn = [data.read_photo(path) for path in paths]
     if args.interpolate:          # one png with all pictures, and a gif that goes there and back
         path = Path(str(paths[0]).replace("_001of", "_walk"))

@@ -60,8 +60,7 @@ SHADING = {SKY: ((MOUNTAIN, MEADOW, WATER), 0.14), MEADOW: ((SKY, MOUNTAIN, WATE
 UPPER_RIM = 0.04
 HALO = np.array([1.0, 0.95, 0.8])         # colour of the light around the sun
 
-# Purposes of random numbers: drawing a mood never shifts those of the layout.
-STREAM_LAYOUT, STREAM_MOOD = 100, 101
+STREAM_LAYOUT, STREAM_MOOD = 100, 101     # purposes of random numbers
 
 
 # ---- The layout, which the label map tells -------------------------------------------------------
@@ -226,10 +225,10 @@ def main():
     """Rows are layouts: the label map, the named moods, then moods as they are drawn."""
     rows = []
     for index in range(4):
-        scenes = [draw_scene(0, index, 128, 128, mood) for mood in MOODS]
-        scenes += [(light(scenes[0][1], draw_mood(0, index * 4 + k)) * 255, None) for k in range(4)]
+        moods = [*MOODS, *(draw_mood(0, 4 * index + k) for k in range(4))]
+        scenes = [draw_scene(0, index, 128, 128, mood) for mood in moods]
         rows.append(np.hstack([PALETTE[scenes[0][1]], *(image for image, _ in scenes)]))
-    Image.fromarray(np.vstack(rows).astype(np.uint8)).save("toy_moods.png")
+    Image.fromarray(np.vstack(rows)).save("toy_moods.png")
     print("toy_moods.png: four layouts; label map,", ", ".join(MOODS), "and four mixtures")
 
 

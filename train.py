@@ -2,12 +2,11 @@
 
     python train.py                                          # drawn scenes, minutes on two cores
     python train.py --preset folder --data-root my_photos    # your own photographs and label maps
-    python train.py --preset cityscapes --data-root cityscapes
     python train.py --run-dir runs/toy --resume              # goes on where a run stopped
     torchrun --nproc_per_node=8 train.py --preset ade20k --data-root ADEChallengeData2016
 
-A run folder holds latest.pt and best.pt (checkpoints), samples/ (pictures while it trains), log.csv
-(losses), scores.csv, curves.png and segmenter.pt (the network that measures mIoU).
+A run folder holds latest.pt and best.pt (checkpoints), samples/ (pictures), log.csv (losses),
+scores.csv, curves.png and segmenter.pt (the network that measures mIoU).
 
 Noise and LabelMix coins are functions of (seed, step), batches of (seed, epoch), crops and flips of
 (data_seed, epoch, image). So there is no random state to save, a resumed run repeats what an
@@ -22,16 +21,14 @@ import dataclasses
 import hashlib
 import inspect
 import math
-import os
 import signal
 import sys
-import textwrap
 import time
 from pathlib import Path
 
-import matplotlib
 import torch
 import torch.distributed as dist
+from matplotlib.figure import Figure
 from torch import nn
 from tqdm import tqdm
 
@@ -41,18 +38,12 @@ import metrics
 import oasis
 from oasis import UserError, average_gradients, rank_and_size
 
-matplotlib.use("Agg")                 # curves.png is drawn without a display
-import matplotlib.pyplot as plt       # noqa: E402
-
 # ---- Settings ------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
 class Settings:
-    """All that a run can be told; each field is an option and its text the --help.
-
-    Defaults are the authors' model for ADE20K. PRESETS say what other data changes.
-    """
+    """Each field is an option, its text the --help. Defaults: the authors' model for ADE20K."""
 
     preset: str = "toy"
     """which data, with the settings that go with it"""
@@ -129,7 +120,7 @@ class Settings:
     """training steps of the network that measures mIoU (0: by image size)"""
 
 
-# The paper names the decay of the average (0.9999) and 64 noise channels, and follows "the
+# The paper prints the decay of the average (0.9999) and 64 noise channels, and follows "the
 # experimental setting of (Park et al., 2019)" (Sec. 3). Learning rates, batch sizes, epochs and λ
 # are those of the authors' code.
 PRESETS = {
@@ -146,17 +137,14 @@ PRESETS = {
                 score_every=500, checkpoint_every=100, metrics="miou,fd_segmenter,d_miou"),
 }
 
-# Only these may change when a run is resumed.
+# Only these may change when a run is resumed. The others shape networks, data or their order.
 CHANGEABLE = ("data_root", "workers", "epochs", "steps", "lr_g", "lr_d", "lr_decay", "ema_decay",
               "lambda_labelmix", "precision", "compile", "run_dir", "resume", "log_every",
               "picture_every", "score_every", "checkpoint_every", "metrics", "segmenter_steps")
 
 
 def parse_arguments(argv=None, settings_class=Settings, presets=PRESETS):
-    """Command line -> settings: the defaults, changed by the preset, changed by what is given.
-
-    With --resume the run's own settings take the place of defaults and preset. UserError.
-    """
+    """Command line -> settings: defaults and preset, with --resume the run's, then what is given."""
     changes = "\n".join(f"  {preset}: " + ", ".join(f"{k} {v}" for k, v in values.items())
                         for preset, values in presets.items())
     parser = argparse.ArgumentParser(
@@ -164,15 +152,14 @@ def parse_arguments(argv=None, settings_class=Settings, presets=PRESETS):
         formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS)
     choices = {"preset": presets, "precision": ["fp32", "bf16"], "padding": ["zeros", "replicate"]}
     texts = field_texts(settings_class)
-    for field in dataclasses.fields(settings_class):
-        how = dict(type=field.type, choices=choices.get(field.name))
+    for name, field in settings_class.__dataclass_fields__.items():
+        how = dict(type=field.type, choices=choices.get(name))
         if field.type is bool:
             how = dict(action="store_true")
         elif field.type is tuple:
-            how = dict(type=type(field.default[0]), nargs=2 if field.name == "init_gain" else "+")
-        default = "" if field.default in ("", False) else f" (default: {field.default})"
-        parser.add_argument("--" + field.name.replace("_", "-"),
-                            help=texts[field.name] + default, **how)
+            how = dict(type=type(field.default[0]), nargs=2 if name == "init_gain" else "+")
+        default = f" (default: {field.default})" if field.default else ""
+        parser.add_argument("--" + name.replace("_", "-"), help=texts[name] + default, **how)
     given = vars(parser.parse_args(argv))
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     preset = given.get("preset", settings_class.preset)
@@ -193,7 +180,7 @@ def field_texts(settings_class):
     """{field: the text under it in the class}, of a dataclass and those it builds on."""
     texts = {}
     for c in reversed(settings_class.__mro__[:-1]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(c))).body[0].body
+        body = ast.parse(inspect.getsource(c)).body[0].body
         texts.update((field.target.id, text.value.value) for field, text in zip(body, body[1:])
                      if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr))
     return texts
@@ -270,7 +257,10 @@ def start_or_resume(settings, state, train_set):
 
 
 def set_learning_rates(state, settings, total_steps):
-    """The rates of this step: constant, then falling to 0 over the last lr_decay of the steps."""
+    """The rates of this step: constant, then falling to 0 over the last lr_decay of the steps.
+
+    The paper's models keep theirs constant (lr_decay 0). A short training ends the better for it.
+    """
     left = (total_steps - state.step + 1) / total_steps
     factor = min(1, left / settings.lr_decay) if settings.lr_decay else 1
     state.optimizer_G.param_groups[0]["lr"] = settings.lr_g * factor
@@ -316,30 +306,18 @@ def refresh_ema(ema, G, label_maps, seed):
     ema.eval()
 
 
-# ---- Several processes ---------------------------------------------------------------------------
-
-
-def exchange(counts, stop):
-    """Over all processes: the pixels of each class (N,), and whether any of them is to stop."""
-    message = torch.cat([counts, torch.tensor([int(stop)])])
-    if dist.is_initialized():
-        dist.all_reduce(message)                    # between the CPUs, while the GPUs work
-    return message[:-1], bool(message[-1])
-
-
 def check_weights(state):
     """Before a checkpoint: all numbers are finite, and the same in every process. UserError.
 
     One checksum for each network: any weight or statistic that is not finite makes it so.
     """
     for network in (state.generator, state.discriminator, state.ema):
-        checksum = sum(v.double().abs().sum() for v in network.state_dict().values()).cpu()
-        checksums = metrics.gather(checksum.item())
-        if not math.isfinite(sum(checksums)):
-            raise UserError(f"weights are not finite after step {state.step}; the last checkpoint "
-                            f"is from before; try lower learning rates")
-        if len(set(checksums)) > 1:
-            raise UserError(f"the weights of the processes differ after step {state.step}")
+        checksums = metrics.gather(
+            sum(v.double().abs().sum() for v in network.state_dict().values()).item())
+        if not math.isfinite(sum(checksums)) or len(set(checksums)) > 1:
+            raise UserError(f"after step {state.step} weights are not finite, or not the same in "
+                            f"all processes: checksums {checksums}. The last checkpoint is from "
+                            f"before; lower learning rates may help")
 
 
 # ---- What a run draws and writes -----------------------------------------------------------------
@@ -352,26 +330,27 @@ def random_stream(seed, purpose, step):
 
 
 def draw(settings, step, images, labels, dataset, device, stop):
-    """Draw noise and coins: the batch of training_step, on the device; and whether to stop.
+    """Draw noise and coins -> (the batch of training_step, on the device; whether to stop).
 
-    Noise and coins are drawn for the whole batch, and each process takes those of its own images,
-    [rank::processes]. Class weights are counted over all processes; the request to stop travels
-    in the same message.
+    Noise and coins are drawn for the whole batch; each process takes those of its own images.
+    Class weights are counted over all processes. The wish to stop travels in the same message.
     """
     rank, processes = rank_and_size()
     own, size, N = slice(rank, None, processes), settings.batch_size, dataset.num_classes
     noise = torch.randn(size, settings.noise_dim,
                         generator=random_stream(settings.seed, "noise", step))[own]
     coins = torch.randint(0, 2, (size, N), generator=random_stream(settings.seed, "coins", step))
-    counts, stop = exchange(losses.count_classes(labels, N), stop)
-    weights = losses.class_weights(labels, N, dataset.ignore_label, counts)
+    message = torch.cat([losses.count_classes(labels, N), torch.tensor([int(stop)])])
+    if dist.is_initialized():
+        dist.all_reduce(message)                    # between the CPUs, while the GPUs work
+    weights = losses.class_weights(labels, N, dataset.ignore_label, counts=message[:-1])
     if settings.no_class_balance:
         weights = (weights > 0).to(weights)         # "unknown" keeps its 0
     # Channels-last is the order in which convolutions are fastest. dtype: tests run in float64.
     images = images.to(device, noise.dtype, non_blocking=True, memory_format=torch.channels_last)
     labels = labels.to(device, non_blocking=True)
     mask = losses.labelmix_mask(labels, N, coins=coins[own])
-    return (images, labels, noise.to(device), mask, weights.to(device)), stop
+    return (images, labels, noise.to(device), mask, weights.to(device)), bool(message[-1])
 
 
 def training_batches(settings, train_set, start_step=0):
@@ -381,31 +360,20 @@ def training_batches(settings, train_set, start_step=0):
     return iter(data.make_loader(train_set, sampler, settings.workers))
 
 
-def open_data(settings):
-    """Training and validation set; both are read through before an error could cost hours."""
-    sets = [data.open_dataset(settings.preset, split, (settings.height, settings.width),
-                              settings.data_root or None, seed=settings.data_seed,
-                              subset=settings.subset or None) for split in ("train", "val")]
-    problems = [sentence for dataset in sets for sentence in data.check_dataset(dataset, most=500)]
-    if problems:
-        raise UserError(f"{problems[0]} ({len(problems)} problems; python data.py lists them all)")
-    return sets
-
-
 def save_curves(rows, path):
-    """A panel for each loss and each score over the steps, real images' score dashed -> png."""
-    columns = list(dict.fromkeys(k for row in rows for k in row if k not in ("step", "seconds")))
-    names = [name for name in columns if not name.endswith("_real")]
-    figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 3), squeeze=False)
-    for axis, name in zip(axes[0], names):
-        for column, style in ((name, "-"), (f"{name}_real", "--")):
-            points = [(row["step"], row[column]) for row in rows if column in row]
-            axis.plot([x for x, _ in points], [y for _, y in points], style)
-        axis.set_title(name)
-    figure.tight_layout()
+    """A panel for each loss and each score over the steps, that of real images dashed -> png."""
+    names = list(dict.fromkeys(k for row in rows for k in row if k not in ("step", "seconds")))
+    panels = [name for name in names if name.startswith("loss_") or not name.endswith("_real")]
+    figure = Figure(figsize=(3.2 * len(panels), 3))
+    axes = figure.subplots(1, len(panels), squeeze=False)
+    for name in names:
+        panel = name if name in panels else name.removesuffix("_real")
+        axis = axes[0, panels.index(panel)]
+        steps, values = zip(*((row["step"], row[name]) for row in rows if name in row))
+        axis.plot(steps, values, "-" if name in panels else "--")
+        axis.set_title(panel)
     with data.write_whole(path) as partial:
-        figure.savefig(partial, dpi=80, format="png")
-    plt.close(figure)
+        figure.savefig(partial, dpi=80, format="png", bbox_inches="tight")
 
 
 def last_is_best(rows):
@@ -435,16 +403,14 @@ def save_run(settings, state, dataset, names):
 @torch.no_grad()
 def save_pictures(ema, val_set, path, device, rows=6, noises=4):
     """A grid: in each row a validation label map, its photograph, what the average paints of it."""
-    noise = oasis.noise_from_seeds(range(noises), ema.noise_dim).to(device)
-    grid = []
-    for i in range(min(rows, len(val_set))):
-        image, labels = val_set[i]
+    noise, grid = oasis.noise_from_seeds(range(noises), ema.noise_dim).to(device), []
+    for image, labels in (val_set[i] for i in range(min(rows, len(val_set)))):
         painted = ema(labels.to(device).expand(noises, -1, -1), noise)
         grid.append([data.colourise(labels, val_set.palette), *data.to_uint8(image[None]),
                      *data.to_uint8(painted)])
     captions = ["label map", "real", *(f"noise {k}" for k in range(noises))]
     with data.write_whole(path) as partial:
-        data.picture_grid(grid, captions, scale=max(1, 192 // val_set.size[0])).save(partial, "png")
+        data.picture_grid(grid, captions, max(1, 192 // val_set.size[0])).save(partial, "png")
 
 
 # ---- One step ------------------------------------------------------------------------------------
@@ -473,7 +439,9 @@ def training_step(G, D, optimizer_G, optimizer_D, batch, settings):
     average_gradients(D)
     optimizer_D.step()
 
-    # ---- G minimises Eq. 2: the D just updated should read t from the same x̂.
+    # ---- G minimises Eq. 2: the D just updated should read t from the same x̂. (The authors' code
+    # updates G first and paints a second x̂ for D. One x̂ for both saves a pass through G; trained
+    # either way, the drawn scenes come out alike.)
     D.requires_grad_(False)                         # spares the gradients of D, which nobody needs
     with autocast:
         loss_G = losses.real_loss(D(fake), labels, weights)
@@ -504,7 +472,12 @@ def train(settings, networks=make_networks, step=training_step):
             including_emulation=False):
         raise UserError("--precision bf16: this GPU cannot compute in bfloat16; use fp32")
     torch.backends.cudnn.benchmark = True       # all steps have one shape: try what is fastest
-    train_set, val_set = open_data(s)
+    train_set, val_set = (data.open_dataset(
+        s.preset, split, (s.height, s.width), s.data_root or None, seed=s.data_seed,
+        subset=s.subset or None) for split in ("train", "val"))
+    # An unreadable file, met in the middle, would cost hours: look at 500 of each set now.
+    for problem in data.check_dataset(train_set, most=500) + data.check_dataset(val_set, most=500):
+        raise UserError(f"{problem}; python data.py finds all such problems")
     state = State(s, networks, train_set.num_classes, device)
     start_or_resume(s, state, train_set)
     G, D, ema = state.generator, state.discriminator, state.ema
@@ -576,8 +549,7 @@ def train(settings, networks=make_networks, step=training_step):
 @oasis.exit_in_words("train.py")
 def main(argv=None):
     """The command line. Exit code 0: done; 1: stopped by a signal; 2: a mistake of the user."""
-    settings = parse_arguments(argv)
-    scores = train(settings)
+    scores = train(settings := parse_arguments(argv))
     if rank_and_size()[0] == 0:
         print(f"Stopped, all is saved; go on by --run-dir {settings.run_dir} --resume"
               if scores is None else f"Done: {settings.run_dir}. Next: python sample.py")

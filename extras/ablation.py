@@ -2,7 +2,6 @@
 
     python -m extras.ablation                                # all rows on drawn scenes, 3 seeds
     python -m extras.ablation --rows oasis spade+ --seeds 0 --steps 200        # quick, says little
-    python -m extras.ablation --out runs/photos --preset folder --data-root my_photos
 
 Given again, the same command goes on where it stopped. Options that are not named in --help go to
 every run. All runs share data, steps, batch, widths, padding, learning rates and judges; the seed
@@ -108,7 +107,7 @@ class Run:
         if command.exists() and command.read_text() != " ".join(self.words):
             raise UserError(f"{self.folder}: was trained by other options; choose another --out")
 
-    def train(self, threads, processes):
+    def train(self, jobs, processes):
         """Train what is missing in a process of its own, added to `processes`. True: complete."""
         if (self.folder / "complete").exists():
             return True
@@ -121,11 +120,11 @@ class Run:
                 [sys.executable, "-m", *self.words,
                  *["--resume"] * (self.folder / "latest.pt").exists()],
                 stdout=output, stderr=subprocess.STDOUT, cwd=Path(train.__file__).parent,
-                env={**os.environ, "OMP_NUM_THREADS": str(threads)}))
+                env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads() // jobs or 1)}))
             code = processes[-1].wait()
         if code:
-            said = (self.folder / "output.txt").read_text().splitlines()
-            said = [line for line in said if line and "%|" not in line][-1:]    # no progress bars
+            said = [line for line in (self.folder / "output.txt").read_text().splitlines()
+                    if line and "%|" not in line][-1:]                  # no progress bars
             print(f"{self.row}, seed {self.seed}: exit code {code}: {' '.join(said)}")
         else:
             (self.folder / "complete").touch()
@@ -206,11 +205,13 @@ def ablate(args, common):
     """Train, measure, print. Returns False where a run failed."""
     out = Path(args.out).resolve()
     runs = [Run(row, seed, out, common) for seed in args.seeds for row in args.rows]
-    settings = train.parse_arguments([*common, "--run-dir", str(out)])
-    train_set, val_set = train.open_data(settings)
+    s = train.parse_arguments([*common, "--run-dir", str(out)])
+    train_set, val_set = (data.open_dataset(
+        s.preset, split, (s.height, s.width), s.data_root or None, seed=s.data_seed,
+        subset=s.subset or None) for split in ("train", "val"))
     device = oasis.start_processes()
     metrics.Scorer(val_set, train_set, device, ["miou"], run_dir=out,
-                   segmenter_steps=settings.segmenter_steps or None).prepare()
+                   segmenter_steps=s.segmenter_steps or None).prepare()
     judge, processes = second_judge(out, train_set, device, args.judge_steps), []
 
     def stop(number, frame):                    # each run ends its step and saves
@@ -221,9 +222,8 @@ def ablate(args, common):
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    threads = max(1, torch.get_num_threads() // args.jobs)
     with ThreadPoolExecutor(args.jobs) as pool:
-        complete = pool.map(lambda run: run.train(threads, processes), runs)
+        complete = pool.map(lambda run: run.train(args.jobs, processes), runs)
         done = [run for run, is_complete in zip(runs, complete) if is_complete]
     results = [(run.row, run.seed, run.measure(val_set, judge, device, args.maps)) for run in done]
     if results:
@@ -238,6 +238,7 @@ def ablate(args, common):
     return len(done) == len(runs)
 
 
+@oasis.exit_in_words("extras.ablation")
 def main(argv=None):
     """The command line. Exit code 0: done; 1: a run failed or was stopped; 2: a user's mistake."""
     parser = argparse.ArgumentParser("extras.ablation", description=__doc__, allow_abbrev=False,
@@ -250,10 +251,9 @@ def main(argv=None):
     add("--judge-steps", type=int, default=600, help="training steps of LR-ASPP (default: 600)")
     add("--maps", type=int, default=40, help="label maps for MS-SSIM and colour (default: 40)")
     args, common = parser.parse_known_args(argv)
-    with oasis.exit_in_words("extras.ablation"):
-        for option in {"--seed", "--run-dir", "--resume"} & {w.split("=")[0] for w in common}:
-            raise UserError(f"{option}: is chosen by the rows and by --seeds and --out")
-        sys.exit(0 if ablate(args, common) else 1)
+    for option in {"--seed", "--run-dir", "--resume"} & {w.split("=")[0] for w in common}:
+        raise UserError(f"{option}: is chosen by the rows and by --seeds and --out")
+    sys.exit(0 if ablate(args, common) else 1)
 
 
 if __name__ == "__main__":

@@ -252,6 +252,7 @@ def print_counts(s):
         print(f"    {number} × {operation}")
 
 
+@oasis.exit_in_words("extras.bench")
 def main(argv=None):
     """The command line; options other than these are train.py's."""
     parser = argparse.ArgumentParser("extras.bench", description=__doc__, allow_abbrev=False,
@@ -259,9 +260,8 @@ def main(argv=None):
     parser.add_argument("-n", type=int, default=5, help="timed runs (default: 5)")
     parser.add_argument("--count", action="store_true", help="count on fake tensors, time nothing")
     args, rest = parser.parse_known_args(argv)
-    with oasis.exit_in_words("extras.bench"):
-        settings = train.parse_arguments(rest)
-        print_counts(settings) if args.count else print_times(settings, args.n)
+    settings = train.parse_arguments(rest)
+    print_counts(settings) if args.count else print_times(settings, args.n)
 
 
 if __name__ == "__main__":

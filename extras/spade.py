@@ -343,13 +343,13 @@ def oasis_step(G, D, optimizer_G, optimizer_D, batch, settings, perceptual=None)
                 loss_D_fake=of_fake.detach(), loss_labelmix=of_mix.detach())
 
 
+@oasis.exit_in_words("extras.spade")
 def main(argv=None):
-    with oasis.exit_in_words("extras.spade"):
-        settings = parse_arguments(argv)
-        perceptual = PerceptualLoss(settings.vgg_weights) if settings.lambda_vgg > 0 else None
-        step = functools.partial(oasis_step if settings.model == "oasis" else spade_step,
-                                 perceptual=perceptual)
-        scores = train.train(settings, make_networks, step)
+    settings = parse_arguments(argv)
+    perceptual = PerceptualLoss(settings.vgg_weights) if settings.lambda_vgg > 0 else None
+    step = functools.partial(oasis_step if settings.model == "oasis" else spade_step,
+                             perceptual=perceptual)
+    scores = train.train(settings, make_networks, step)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     sys.exit(int(scores is None))

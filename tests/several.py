@@ -88,5 +88,6 @@ def wait_until(condition, jobs=(), seconds=180):
 
 def members_of_session(leader):
     """Processes that still run in the session that a process of `start` leads."""
-    found = [path.read_text().rsplit(")", 1)[1].split() for path in Path("/proc").glob("[0-9]*/stat")]
-    return [fields for fields in found if fields[3] == str(leader) and fields[0] != "Z"]
+    status = (path.read_text() for path in Path("/proc").glob("[0-9]*/stat"))
+    fields = [text.rsplit(")", 1)[1].split() for text in status]
+    return [one for one in fields if one[3] == str(leader) and one[0] != "Z"]

@@ -35,9 +35,6 @@ def doubles():
     torch.set_default_dtype(torch.float32)
 
 
-# ---- Figures of the released code ----------------------------------------------------------------
-
-
 @pytest.mark.parametrize("num_classes, generator, discriminator", [
     (151, 74_314_691, 22_258_904),      # ADE20K
     (183, 75_199_427, 22_260_984),      # COCO-Stuff
@@ -132,9 +129,6 @@ def test_gradients_of_both_updates_of_the_released_code(golden_case, doubles):
                                        rtol=0, atol=tolerance, msg=name)
 
 
-# ---- Parts ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_batch_norm_is_pytorchs_forward_backward_and_in_its_buffers(doubles, momentum):
     ours, theirs = (kind(5, affine=False, momentum=momentum)
@@ -186,9 +180,6 @@ def test_under_autocast_convolutions_are_bfloat16_and_spectral_norm_is_not():
         found.append(singular_vectors(networks))
     assert len(found[0]) > 20 and all(map(torch.equal, *found))
     assert not any(map(torch.equal, found[0], singular_vectors((G, D))))
-
-
-# ---- Sizes, noise, locality ----------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -243,9 +234,6 @@ def test_the_middle_of_a_map_of_one_class_has_one_colour_to_the_last_bit(doubles
     assert torch.equal(middle, middle[:, :, :1, :1].expand_as(middle))
     rim = (image - middle[:, :, :1, :1]).abs().max()
     assert rim > 0.01 if padding == "zeros" else rim < 1e-12
-
-
-# ---- Checkpoints ---------------------------------------------------------------------------------
 
 
 def test_damaged_missing_and_foreign_files_are_refused_by_name(tmp_path):

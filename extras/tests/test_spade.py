@@ -17,11 +17,11 @@ import torchvision
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import losses                       # noqa: E402  (the line above must come first)
+import data                         # noqa: E402  (the line above must come first)
+import losses                       # noqa: E402
 import metrics                      # noqa: E402
 import oasis                        # noqa: E402
 import sample                       # noqa: E402
-import train                        # noqa: E402
 from extras import spade            # noqa: E402
 
 TINY = ("--height 32 --width 32 --channels 2 --num-blocks 3 --spade-hidden 4 --patch-channels 4 8 --d-channels 4 8 "
@@ -167,7 +167,7 @@ def test_a_run_stops_goes_on_and_is_sampled_and_scored(tmp_path):
     assert isinstance(model.generator, spade.EncoderGenerator) and model.discriminator is None
     noise = oasis.noise_from_seeds([0, 1], 256)
     assert sample.paint(model.generator, torch.zeros(2, 32, 32, dtype=torch.int64), noise).shape == (2, 32, 32, 3)
-    train_set, val_set = train.open_data(spade.parse_arguments(TINY))
+    train_set, val_set = (data.open_dataset("toy", split, (32, 32), num_images=8) for split in ("train", "val"))
     scorer = metrics.Scorer(val_set, train_set, "cpu", ["miou"], num_images=4, segmenter_steps=2)
     assert 0 <= scorer(model.generator)["miou"] <= 1
 
