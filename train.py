@@ -29,7 +29,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from matplotlib.figure import Figure
-from torch import nn
 from tqdm import tqdm
 
 import data
@@ -295,7 +294,7 @@ def refresh_ema(ema, G, label_maps, seed):
     for buffer, current in zip(ema.buffers(), G.buffers()):
         buffer.copy_(current)                       # spectral norm's vectors, to start from
     for layer in ema.modules():
-        if isinstance(layer, nn.BatchNorm2d):
+        if isinstance(layer, torch.nn.BatchNorm2d):
             layer.reset_running_stats()
             layer.momentum = None                   # the plain mean over all batches
     ema.train()
@@ -496,6 +495,7 @@ def train(settings, networks=make_networks, step=training_step):
     signals, stop, scores = [], False, {}
     for number in (signal.SIGINT, signal.SIGTERM):      # Ctrl-C and SIGTERM wait for the step's end
         signal.signal(number, lambda number, frame: signals.append(number))
+    # seconds goes on from the checkpoint's.
     began = time.monotonic() - state.seconds
     bar = tqdm(initial=state.step, total=total_steps, unit="step", disable=rank > 0, smoothing=0.05)
 
@@ -514,7 +514,7 @@ def train(settings, networks=make_networks, step=training_step):
         update_ema(ema, G, s.ema_decay)
         state.seconds = time.monotonic() - began
 
-        # ---- Log the losses of this step.
+        # ---- Log the losses of this step, as means over the processes.
         if due(s.log_every):
             values = oasis.mean_over_processes(torch.stack(list(terms.values()))).tolist()
             state.log.append({"step": state.step, "seconds": round(state.seconds, 1),
