@@ -131,9 +131,9 @@ PRESETS = {
     # Chosen for good pictures after minutes on two CPU cores: results/LOG.md.
     "toy": dict(height=64, width=64, workers=0, channels=16, num_blocks=4, spade_hidden=32,
                 d_channels=(32, 64, 96, 128), padding="replicate", init_gain=(1.0, 5.0),
-                steps=1000, batch_size=8, lr_g=1e-3, lr_d=3e-3, beta2=0.99, lr_decay=0.5,
-                lambda_labelmix=5.0, ema_decay=0.99, log_every=10, picture_every=100,
-                score_every=500, checkpoint_every=100, metrics="miou,fd_segmenter,d_miou"),
+                steps=1800, batch_size=4, lr_g=1e-3, lr_d=3e-3, beta2=0.99, lr_decay=0.5,
+                lambda_labelmix=5.0, ema_decay=0.995, log_every=10, picture_every=100,
+                score_every=600, checkpoint_every=100, metrics="miou,fd_segmenter,d_miou"),
 }
 
 # Only these may change when a run is resumed. The others shape networks, data or their order.
