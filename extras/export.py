@@ -1,0 +1,68 @@
+"""A run's model as a small file to share: what assets/toy.pt was made with.
+
+    python -m extras.export runs/toy/latest.pt --out model.pt
+
+Keeps the average of G, D and the run's segmenter, so that the file can be drawn from and scored
+like a run. Weights become bfloat16 and the file is compressed. Statistics of batch norm
+and the vectors of spectral norm, which are small, keep float32. Optimizers, G itself, the rows of
+losses and folders of this machine go, so a training cannot go on from it.
+"""
+
+import argparse
+import zipfile
+from pathlib import Path
+
+import torch
+
+import data
+import oasis
+
+KEPT = ("format", "settings", "dataset", "generator_class", "generator_args", "discriminator_class",
+        "discriminator_args", "ema", "discriminator", "step", "seconds")
+FLOAT32 = ("running_mean", "running_var", "_u", "_v")       # endings of names
+
+
+def halve(content):
+    """The same dictionary, its float tensors in bfloat16 but for those of FLOAT32."""
+    if isinstance(content, dict):
+        return {name: value if str(name).endswith(FLOAT32) else halve(value)
+                for name, value in content.items()}
+    is_float = torch.is_tensor(content) and content.is_floating_point()
+    return content.to(torch.bfloat16) if is_float else content
+
+
+def compress(source, target):
+    """Rewrite a file of torch.save, which is a zip archive, with compression; torch.load reads it."""
+    with (zipfile.ZipFile(source) as plain,
+          zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as small):
+        for name in plain.namelist():
+            small.writestr(name, plain.read(name))
+
+
+def export(path, out):
+    """Checkpoint file of a run -> small checkpoint file. UserError."""
+    checkpoint = oasis.load_checkpoint(path)
+    content = {name: checkpoint[name] for name in KEPT if name in checkpoint}
+    content["settings"] = {**content["settings"], "run_dir": "", "data_root": ""}
+    segmenter = Path(path).with_name("segmenter.pt")
+    if segmenter.is_file():
+        content["segmenter"] = oasis.read_tensors(segmenter)
+    with data.write_whole(out) as partial:
+        torch.save(halve(content), partial)
+        compressed = partial.with_suffix(".small")
+        compress(partial, compressed)
+        compressed.replace(partial)
+    print(f"{out}: {Path(out).stat().st_size / 1e6:.2f} MB")
+
+
+@oasis.exit_in_words("extras.export")
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", metavar="FILE", help="latest.pt or best.pt of a run")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the file to write")
+    args = parser.parse_args(argv)
+    export(args.checkpoint, args.out)
+
+
+if __name__ == "__main__":
+    main()
