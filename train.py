@@ -162,7 +162,7 @@ def parse_arguments(argv=None, settings_class=Settings, presets=PRESETS):
     given = vars(parser.parse_args(argv))
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     preset = given.get("preset", settings_class.preset)
-    given.setdefault("run_dir", f"runs/{preset}")
+    given = {"run_dir": f"runs/{preset}", **({"steps": 0} if "epochs" in given else {}), **given}
     if given.get("data_root"):
         given["data_root"] = str(Path(given["data_root"]).resolve())
     if not given.get("resume"):

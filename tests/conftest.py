@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"                     # for the processes that tests start, too
+os.environ["CUDA_VISIBLE_DEVICES"] = ""                 # results equal to the bit are a CPU's
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch                                # noqa: E402  (the lines above must come first)
