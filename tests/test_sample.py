@@ -269,7 +269,7 @@ def bad_files():
     ("--resample-mask missing.png", "missing.png"),
     ("--resample-mask good.png", "has a pixel to change"),
     ("--labels ids.png", "ids.png: holds the ids [77]"),
-    ("--labels odd.png", "odd: a label map of 33×64"),
+    ("--labels odd.png", "a label map of 33×64"),
     ("--labels missing", "missing"),
     ("--labels runs", "runs"),
     ("--labels cut.png", "cut.png"),
