@@ -40,7 +40,7 @@ def small(command):
     """The words of a command, made small; None where another test runs it."""
     words = shlex.split(command)
     if command.startswith(ELSEWHERE):
-        assert "extras" not in command or (ROOT / f"{words[2].replace('.', '/')}.py").is_file()
+        assert "-m extras" not in command or (ROOT / f"{words[2].replace('.', '/')}.py").is_file()
         return None
     launcher = [sys.executable]
     if words[0] == "torchrun":
