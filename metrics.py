@@ -16,7 +16,6 @@ A set of them is reduced to float64 sums, so memory does not grow and processes 
 
 import argparse
 import hashlib
-import sys
 from pathlib import Path
 
 import torch
@@ -107,7 +106,7 @@ def fetch(url, digits):
             torch.hub.download_url_to_file(url, path, digits, progress=False)
     except (OSError, RuntimeError) as error:            # RuntimeError: what came has another hash
         raise UserError(f"{url} could not be fetched ({error}); download it where there is a "
-                        f"network and put it at {path}") from error
+                        f"network and put it at {path}, or choose --metrics without fid") from error
     return path
 
 
