@@ -10,13 +10,10 @@ Presets, and the files they expect below the data root:
     folder      images/ and labels/ with train/, val/ below; classes.txt, see read_classes
     toy         nothing: toy.py draws the scenes
 
-Conventions that this file owns:
-    image       float32 (3, H, W) in [-1, 1], RGB
-    label map   int64 (H, W), class ids 0 ... N-1. N counts "unknown" where a dataset has it; it is
-                then the dataset's `ignore_label`: no weight in the losses, never scored
-    size        (H, W), everywhere
-    randomness  a function of (seed, purpose, epoch, index). The global generators stay untouched,
-                so neither the number of workers nor a resumed run changes what is loaded
+Shapes and ranges are those of oasis.py. Where a dataset has a class "unknown", it is counted in N
+and is the dataset's `ignore_label`: no weight in the losses, never scored. What is random is a
+function of (seed, purpose, epoch, index). The global generators stay untouched, so neither the
+number of workers nor a resumed run changes what is loaded.
 """
 
 import argparse
@@ -60,8 +57,7 @@ def readable(path):
 def write_whole(path):
     """Yields a hidden path beside `path` (same ending), and moves that file to `path` at the end.
 
-    So a reader finds the old file or the new one, never half a file. Makes the folder. Errors of
-    the disk go up to the caller; the old file stays.
+    So a reader finds the old file or the new one, never half a file. Makes the folder.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -394,12 +390,7 @@ def make_loader(dataset, sampler, workers):
         generator=torch.Generator())      # else the loader would draw from the global generator
 
 
-# ---- Label maps and images as pictures -----------------------------------------------------------
-
-def colourise(labels, palette):
-    """Label map (H, W) -> picture (H, W, 3) uint8."""
-    return np.asarray(palette, dtype=np.uint8)[np.asarray(labels)]
-
+# ---- Pictures; that of a label map is palette[labels] --------------------------------------------
 
 def to_uint8(images):
     """Images (B, 3, H, W) in [-1, 1], clamped -> uint8 array (B, H, W, 3), rounded."""
@@ -408,10 +399,7 @@ def to_uint8(images):
 
 
 def picture_grid(rows, captions=None, scale=1):
-    """A contact sheet -> PIL.Image.
-
-    rows: lists of pictures (H, W, 3) uint8. captions: a text above each column. scale: an integer.
-    """
+    """Rows of pictures (H, W, 3) uint8 and a caption for each column -> PIL.Image, enlarged."""
     gap, top = 4, 18 if captions else 4                                  # pixels
     height, width = (scale * max(p.shape[axis] for row in rows for p in row) for axis in (0, 1))
     sheet = Image.new("RGB", (gap + max(map(len, rows)) * (width + gap),
@@ -455,8 +443,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     preset, subset = args.preset, args.subset
     train, val = (open_dataset(preset, split, SIZES[preset], args.data_root, subset=subset,
-                               num_images=200 if preset == "toy" else None, complete=False)
-                  for split in ("train", "val"))
+                               complete=False) for split in ("train", "val"))
     absent = read_names(subset) - {*train.names, *val.names} if subset else ()
     problems = [f"{subset}: names {name}, which is no pair here" for name in sorted(absent)]
     for dataset in (train, val):

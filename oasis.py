@@ -210,7 +210,9 @@ class Generator(nn.Module):
         one_hot = one_hot.permute(0, 3, 1, 2)                                     # (B, N, H, W)
         if noise.ndim == 2:                                 # one vector, the same at every pixel
             noise = noise[:, :, None, None].expand(-1, -1, *labels.shape[1:])     # (B, C, H, W)
-        dtype = dtype_of_convolutions(self.first.weight)
+        device, dtype = labels.device.type, self.first.weight.dtype
+        if torch.is_autocast_enabled(device):               # the precision of the convolutions
+            dtype = torch.get_autocast_dtype(device)
         return torch.cat([noise.to(dtype), one_hot.to(dtype)], 1)
 
     def check(self, labels):
@@ -226,13 +228,6 @@ class Generator(nn.Module):
 def shrink(condition, s):
     """Nearest-neighbour shrinking by s keeps every s-th pixel: (B, C, H, W) -> (B, C, H/s, W/s)."""
     return condition[:, :, ::s, ::s].contiguous(memory_format=torch.channels_last)
-
-
-def dtype_of_convolutions(weight):
-    """The precision in which a convolution with this weight runs: autocast's, else the weight's."""
-    device = weight.device.type
-    autocast = torch.is_autocast_enabled(device)
-    return torch.get_autocast_dtype(device) if autocast else weight.dtype
 
 
 # ---- Discriminator D (Sec. 2, "Segmentation-based discriminator"; Figure 2, right) ---------------
@@ -413,10 +408,12 @@ class BatchNorm(nn.BatchNorm2d):
             mean = mean_over_processes(own_mean.clone())                                   # (C,)
             variance = mean_over_processes(own_variance + (own_mean - mean) ** 2)          # (C,)
             self.num_batches_tracked += 1
-            weight = self.momentum or 1 / self.num_batches_tracked     # None: mean of all batches
-            n = rank_and_size()[1] * x.numel() / x.shape[1]
-            self.running_mean += weight * (mean - self.running_mean)
+            weight = self.momentum or 1 / self.num_batches_tracked
+            n, shift = rank_and_size()[1] * x.numel() / x.shape[1], mean - self.running_mean
+            self.running_mean += weight * shift
             self.running_var += weight * (variance * n / (n - 1) - self.running_var)
+            if self.momentum is None:       # all batches as one: their means vary, too
+                self.running_var += weight * (1 - weight) * shift ** 2
         return Normalize.apply(x, mean, variance, self.eps)
 
 

@@ -13,8 +13,7 @@ vector b, all others keep a. The modes differ in the region and in b only: the w
 class, a drawn area, or a b that moves. Re-creation changes t instead: D reads it off a photo.
 
 The model is that of --checkpoint, else of the newest run, else assets/toy.pt. Pictures go to --out,
-else to samples/. Their names carry label map, seed and edit. What exists is kept, so a stopped
-command goes on when given again; only the contact sheet is written every time.
+else to samples/. Their names carry label map, seed and edit. A contact sheet shows them together.
 """
 
 import argparse
@@ -129,13 +128,13 @@ def find_scenes(args, model):
             yield dataset.names[i], labels.numpy(), data.to_uint8(image[None])[0]
 
 
-def recreate(model, photo, path, overwrite):
+def recreate(model, photo, path):
     """Figure 4: the label map that D sees in a photo, kept as a png that --labels reads again."""
     labels, key = predict_labels(model.discriminator, photo), (model.preset, len(model.palette))
     # The program reads the ids, which are those of the dataset's own files; the eye the palette.
     image = Image.fromarray(data.file_ids(*key)[labels])
     image.putpalette(model.palette[data.id_table(*key).clip(0)].tobytes())
-    save(image, path, overwrite)
+    save(image, path)
     return labels
 
 
@@ -173,11 +172,10 @@ def make_noise(args, region, noise_dim):
     return names, b
 
 
-def save(image, path, overwrite, **options):
-    """PIL image -> file, unless there is one; never half of it."""
-    if overwrite or not path.exists():
-        with data.write_whole(path) as partial:
-            image.save(partial, **options)
+def save(image, path, **options):
+    """PIL image -> file, never half of it."""
+    with data.write_whole(path) as partial:
+        image.save(partial, **options)
 
 
 def draw_scene(model, name, labels, photo, args, start, folder):
@@ -186,28 +184,24 @@ def draw_scene(model, name, labels, photo, args, start, folder):
     The row, {caption: picture}, begins with what was given. {}: the map has no pixels to change.
     start: the words for file names that all pictures have in common.
     """
-    row = {} if labels is None else {"label map": data.colourise(labels, model.palette)}
+    row = {} if labels is None else {"label map": model.palette[labels]}
     stem = str(folder / name) + ("_{}x{}".format(*args.size) if args.size else "")
     if args.recreate is not None:
-        labels = recreate(model, photo, Path(f"{stem}_labels.png"), args.overwrite)
-        row |= {"photo": photo, "D sees": data.colourise(labels, model.palette)}
+        labels = recreate(model, photo, Path(f"{stem}_labels.png"))
+        row |= {"photo": photo, "D sees": model.palette[labels]}
         stem = f"{stem}_recreated"
     region = find_region(args, model, labels)
     if region is not None and not region.any():
         return {}, None
     names, noise = make_noise(args, region, model.generator.noise_dim)
-    # All pictures are read again, those that existed too: the contact sheet shows what is kept.
-    paths = [Path(f"{stem}{start}_{name}.png") for name in names]
-    if args.overwrite or not all(path.exists() for path in paths):
-        for path, picture in zip(paths, paint(model.generator, labels, noise)):
-            save(Image.fromarray(picture), path, args.overwrite)
-    drawn = [data.read_photo(path) for path in paths]
+    drawn = [*paint(model.generator, labels, noise)]
+    for name, picture in zip(names, drawn):
+        save(Image.fromarray(picture), Path(f"{stem}{start}_{name}.png"))
     if args.interpolate:          # one png with all pictures, and a gif that goes there and back
-        path = Path(str(paths[0]).replace("_001of", "_walk"))
-        save(data.picture_grid([drawn]), path, args.overwrite)
-        first, *rest = [Image.fromarray(picture) for picture in drawn + drawn[-2:0:-1]]
-        save(first, path.with_suffix(".gif"), args.overwrite, save_all=True, append_images=rest,
-             duration=100, loop=0)
+        path = Path(f"{stem}{start}_{names[0]}.png".replace("_001of", "_walk"))
+        save(data.picture_grid([drawn]), path)
+        gif, *rest = [Image.fromarray(picture) for picture in drawn + drawn[-2:0:-1]]
+        save(gif, path.with_suffix(".gif"), append_images=rest, save_all=True, loop=0, duration=90)
     change = None if region is None else mean_change(drawn[0], drawn[1:], region)
     return row | dict(zip(names, drawn)), change
 
@@ -229,7 +223,6 @@ def parse_arguments(argv):
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="resize label maps and photos")
     add("--data-root", metavar="DIR", help="the dataset, if it has moved since training")
     add("--out", metavar="DIR", help="folder for the pictures")
-    add("--overwrite", action="store_true", help="draw pictures anew that exist")
     return parser.parse_args(argv)
 
 
@@ -255,7 +248,7 @@ def main(argv=None):
         raise oasis.UserError("none of the label maps has a pixel to change")
     kind = "_recreated" * (args.recreate is not None) + start + "_walk" * bool(args.interpolate)
     sheet, scale = folder / f"contact_sheet{kind}.png", 2 if max(model.size) <= 128 else 1
-    save(data.picture_grid([list(row.values()) for row in rows], list(rows[0]), scale), sheet, True)
+    save(data.picture_grid([list(row.values()) for row in rows], list(rows[0]), scale), sheet)
     print(f"{sheet}; {len(set(folder.glob('*')) - old)} new files")
     if place:
         print("mean change: {:.4f} in the region, {:.4f} outside".format(*np.mean(changes, 0)))

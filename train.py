@@ -90,6 +90,8 @@ class Settings:
     """weight λ of the LabelMix loss; 0 leaves it out"""
     no_class_balance: bool = False
     """α = 1 for every class but unknown"""
+    fixed_norm: float = 0.0
+    """share of the steps, at the end, in which G's batch norm keeps its statistics"""
     ema_decay: float = 0.9999
     """decay of the generator's moving average"""
     precision: str = "fp32"
@@ -132,14 +134,16 @@ PRESETS = {
     "toy": dict(height=64, width=64, workers=0, channels=16, num_blocks=4, spade_hidden=32,
                 d_channels=(32, 64, 96, 128), padding="replicate", init_gain=(1.0, 5.0),
                 steps=1800, batch_size=4, lr_g=1e-3, lr_d=3e-3, beta2=0.99, lr_decay=0.5,
-                lambda_labelmix=5.0, ema_decay=0.995, log_every=10, picture_every=100,
-                score_every=600, checkpoint_every=100, metrics="miou,fd_segmenter,d_miou"),
+                fixed_norm=0.25, lambda_labelmix=2.0, ema_decay=0.995, log_every=10,
+                picture_every=100, score_every=600, checkpoint_every=100,
+                metrics="miou,fd_segmenter,d_miou"),
 }
 
 # Only these may change when a run is resumed. The others shape networks, data or their order.
-CHANGEABLE = ("data_root", "workers", "epochs", "steps", "lr_g", "lr_d", "lr_decay", "ema_decay",
-              "lambda_labelmix", "precision", "compile", "run_dir", "resume", "log_every",
-              "picture_every", "score_every", "checkpoint_every", "metrics", "segmenter_steps")
+CHANGEABLE = ("data_root", "workers", "epochs", "steps", "lr_g", "lr_d", "lr_decay", "fixed_norm",
+              "ema_decay", "lambda_labelmix", "precision", "compile", "run_dir", "resume",
+              "log_every", "picture_every", "score_every", "checkpoint_every", "metrics",
+              "segmenter_steps")
 
 
 def parse_arguments(argv=None, settings_class=Settings, presets=PRESETS):
@@ -258,7 +262,7 @@ def start_or_resume(settings, state, train_set):
 def set_learning_rates(state, settings, total_steps):
     """The rates of this step: constant, then falling to 0 over the last lr_decay of the steps.
 
-    The paper's models keep theirs constant (lr_decay 0). A short training ends the better for it.
+    The paper keeps them constant (lr_decay 0). A short training ends the better for it.
     """
     left = (total_steps - state.step + 1) / total_steps
     factor = min(1, left / settings.lr_decay) if settings.lr_decay else 1
@@ -280,36 +284,57 @@ def update_ema(ema, G, decay):
         average.lerp_(current, 1 - decay)
 
 
+def batch_norms(network):
+    """The layers with statistics, one inside every SPADE, as one module."""
+    return torch.nn.ModuleList(m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d))
+
+
 @torch.no_grad()
+def measure_statistics(network, label_maps, seed):
+    """Give batch norm the statistics of many images as one batch; from then on it keeps them.
+
+    The network, G or its average, paints training label maps with the noise of this seed.
+    label_maps: this process's share of some batches, (B, H, W) each.
+    """
+    (rank, processes), device = rank_and_size(), next(network.parameters()).device
+    for layer in batch_norms(network.train()):
+        layer.reset_running_stats()
+        layer.momentum = None                       # all batches count alike
+    for i, labels in enumerate(label_maps):
+        noise = torch.randn(len(labels) * processes, network.noise_dim,
+                            generator=random_stream(seed, "average", i))[rank::processes]
+        network(labels.to(device, torch.int64), noise.to(device))
+    batch_norms(network).eval()
+
+
 def refresh_ema(ema, G, label_maps, seed):
-    """Measure the average's own batch-norm statistics, and leave it in eval mode.
+    """Give the average statistics of its own, until G keeps its. Leaves it in eval mode.
 
     G's statistics are those of G's features; with the average's weights they would shift colours.
-    So the average paints some training label maps and keeps the mean of the statistics it sees.
-    The result depends on what a checkpoint holds, the label maps and the seed: refreshing more
-    often changes nothing. label_maps: this process's share of some batches, (B, H, W) each.
+    The result depends on what a checkpoint holds alone: refreshing more often changes nothing.
     """
-    rank, processes = rank_and_size()
-    device = next(G.parameters()).device
     for buffer, current in zip(ema.buffers(), G.buffers()):
         buffer.copy_(current)                       # spectral norm's vectors, to start from
-    for layer in ema.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.reset_running_stats()
-            layer.momentum = None                   # the plain mean over all batches
-    ema.train()
-    for i, labels in enumerate(label_maps):
-        noise = torch.randn(len(labels) * processes, ema.noise_dim,
-                            generator=random_stream(seed, "average", i))[rank::processes]
-        ema(labels.to(device, torch.int64), noise.to(device))
+    if batch_norms(G)[0].training:
+        measure_statistics(ema, label_maps, seed)
     ema.eval()
 
 
-def check_weights(state):
-    """Before a checkpoint: all numbers are finite, and the same in every process. UserError.
+def fix_statistics(G, settings, step, total_steps, label_maps):
+    """In the last steps (fixed_norm) G's batch norm keeps its statistics, as it will at test time.
 
-    One checksum for each network: any weight or statistic that is not finite makes it so.
+    Ours, for small batches: normalised by their own statistics, four images cannot be far from
+    their mean. At test time one image can, and is painted in colours that D never saw.
     """
+    first = total_steps + 1 - int(settings.fixed_norm * total_steps)
+    if step == first:
+        measure_statistics(G, label_maps, settings.seed)
+    elif step > first:                              # after --resume, too
+        batch_norms(G).eval()
+
+
+def check_weights(state):
+    """Before a checkpoint: all numbers are finite, and the same in every process. UserError."""
     for network in (state.generator, state.discriminator, state.ema):
         checksums = metrics.gather(
             sum(v.double().abs().sum() for v in network.state_dict().values()).item())
@@ -405,7 +430,7 @@ def save_pictures(ema, val_set, path, device, rows=6, noises=4):
     noise, grid = oasis.noise_from_seeds(range(noises), ema.noise_dim).to(device), []
     for image, labels in (val_set[i] for i in range(min(rows, len(val_set)))):
         painted = ema(labels.to(device).expand(noises, -1, -1), noise)
-        grid.append([data.colourise(labels, val_set.palette), *data.to_uint8(image[None]),
+        grid.append([val_set.palette[labels], *data.to_uint8(image[None]),
                      *data.to_uint8(painted)])
     captions = ["label map", "real", *(f"noise {k}" for k in range(noises))]
     with data.write_whole(path) as partial:
@@ -466,7 +491,7 @@ def train(settings, networks=make_networks, step=training_step):
     """
     s, run_dir = settings, Path(settings.run_dir)
     device = oasis.start_processes()
-    rank, processes = rank_and_size()
+    rank, _ = rank_and_size()
     if s.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(
             including_emulation=False):
         raise UserError("--precision bf16: this GPU cannot compute in bfloat16; use fp32")
@@ -489,7 +514,7 @@ def train(settings, networks=make_networks, step=training_step):
     scorer = metrics.Scorer(val_set, train_set, device, chosen, run_dir=run_dir, workers=s.workers,
                             segmenter_steps=s.segmenter_steps or None)
     label_maps = [labels.to(torch.uint8) for _, (_, labels) in zip(
-        range(10), training_batches(s, train_set))]
+        range(max(10, 128 // s.batch_size)), training_batches(s, train_set))]
     batches = training_batches(s, train_set, state.step)
     total_steps = s.steps or s.epochs * (len(train_set) // s.batch_size)
     signals, stop, scores = [], False, {}
@@ -508,6 +533,7 @@ def train(settings, networks=make_networks, step=training_step):
         # ---- Draw images, noise, coins, class weights.
         batch, stop = draw(s, state.step, *next(batches), train_set, device, bool(signals))
         set_learning_rates(state, s, total_steps)
+        fix_statistics(G, s, state.step, total_steps, label_maps)
 
         # ---- Update D and G, then the average of G.
         terms = step(G, D, state.optimizer_G, state.optimizer_D, batch, s)
@@ -535,12 +561,10 @@ def train(settings, networks=make_networks, step=training_step):
             bar.write(f"step {state.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
         better = score and last_is_best(state.scores)
         if rank == 0 and (save or better):
-            names = ["best.pt"] * better + ["latest.pt"] * save
-            save_run(s, state, val_set, names)
+            save_run(s, state, val_set, ["best.pt"] * better + ["latest.pt"] * save)
         bar.update()
     bar.close()
-    if processes > 1:
-        dist.barrier()                              # until rank 0 has saved
+    metrics.gather(0)                               # wait until rank 0 has saved
     if rank == 0 and scores and not stop:
         metrics.show(scorer, scores)
     return None if stop else scores

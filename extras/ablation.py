@@ -195,7 +195,7 @@ def save_sheet(runs, val_set, device, path):
             painted = [G(labels[None].to(device),
                          oasis.noise_from_seeds([seed], G.noise_dim).to(device))
                        for G in columns.values()]
-            grid.append([data.colourise(labels, val_set.palette),
+            grid.append([val_set.palette[labels],
                          *data.to_uint8(torch.cat([image[None].to(device), *painted]))])
     scale = max(1, 128 // val_set.size[0])
     data.picture_grid(grid, ["label map", "real", *columns], scale).save(path)

@@ -68,7 +68,7 @@ def save_sheets(folder, labels, real, fake, seeds, palette, scale=4):
     rows = []
     for start in range(0, 24, 4):
         rows.append([picture for i in range(start, min(start + 4, len(real)))
-                     for picture in (data.colourise(labels[i], palette), real[i], fake[i])])
+                     for picture in (palette[labels[i]], real[i], fake[i])])
     data.picture_grid(rows, scale=scale).save(f"{folder}/judge_pictures.png")
     rows = [list(seeds[start:start + 8]) for start in range(0, len(seeds), 8)]
     data.picture_grid(rows, scale=scale).save(f"{folder}/judge_seeds.png")

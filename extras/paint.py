@@ -44,7 +44,7 @@ def to_url(pixels):
 def to_canvas(labels, palette):
     """Label map (H, W) -> the value of paint.js: its picture, and an area without a pixel."""
     area = np.zeros((*labels.shape, 4), np.uint8)
-    return f"{to_url(data.colourise(labels, palette))} {to_url(area)}"
+    return f"{to_url(palette[labels])} {to_url(area)}"
 
 
 def from_canvas(value, palette, size):

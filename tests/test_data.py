@@ -402,7 +402,6 @@ def test_palettes_are_distinct_and_stable():
 def test_pictures():
     values = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]).view(1, 1, 1, 5).expand(1, 3, 2, 5)
     assert data.to_uint8(values)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
-    assert (data.colourise(torch.tensor([[0, 3]]), toy.PALETTE) == toy.PALETTE[[[0, 3]]]).all()
     red = np.full((5, 8, 3), (255, 0, 0), np.uint8)
     sheet = np.asarray(data.picture_grid([[red, red], [red]], ["a", "b"], scale=3))
     assert (sheet == (255, 0, 0)).all(-1).sum() == 9 * 3 * 5 * 8     # three, nine times as big

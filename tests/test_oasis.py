@@ -129,10 +129,8 @@ def test_gradients_of_both_updates_of_the_released_code(golden_case, doubles):
                                        rtol=0, atol=tolerance, msg=name)
 
 
-@pytest.mark.parametrize("momentum", [0.1, None])
-def test_batch_norm_is_pytorchs_forward_backward_and_in_its_buffers(doubles, momentum):
-    ours, theirs = (kind(5, affine=False, momentum=momentum)
-                    for kind in (oasis.BatchNorm, nn.BatchNorm2d))
+def test_batch_norm_is_pytorchs_forward_backward_and_in_its_buffers(doubles):
+    ours, theirs = (kind(5, affine=False) for kind in (oasis.BatchNorm, nn.BatchNorm2d))
     for _ in range(3):
         x = 3 * torch.randn(4, 5, 6, 7) + torch.arange(5.0)[:, None, None]
         g, leaves = torch.randn_like(x), [x.clone().requires_grad_() for _ in range(2)]
@@ -143,6 +141,18 @@ def test_batch_norm_is_pytorchs_forward_backward_and_in_its_buffers(doubles, mom
     torch.testing.assert_close(dict(ours.state_dict()), dict(theirs.state_dict()),
                                rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-12, atol=1e-13)
+
+
+def test_without_momentum_batch_norm_keeps_the_statistics_of_all_batches_as_one(doubles):
+    """nn.BatchNorm2d averages the variances, and so leaves out how much the means differ."""
+    layer, n = oasis.BatchNorm(5, affine=False, momentum=None), 4 * 6 * 7
+    batches = [3 * torch.randn(4, 5, 6, 7) + 10 * shift for shift in torch.randn(6)]
+    for batch in batches:
+        layer(batch)
+    everything = torch.cat(batches)
+    torch.testing.assert_close(layer.running_mean, everything.mean((0, 2, 3)))
+    # The two differ by the corrections n/(n-1) and 6n/(6n-1).
+    torch.testing.assert_close(layer.running_var, everything.var((0, 2, 3)), rtol=1 / n, atol=0)
 
 
 def test_spectral_norm_stands_where_the_paper_has_it_and_weights_start_as_xavier():

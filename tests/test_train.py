@@ -157,6 +157,26 @@ def test_learning_rates_fall_to_zero_over_their_last_share(tmp_path):
     assert seen == [[x, 2 * x] for x in (1, 1, 1, 1, 1, 0.75, 0.5, 0.25)]
 
 
+def test_in_the_last_steps_the_batch_norm_of_g_keeps_its_statistics(whole, tmp_path):
+    """Also where the run was stopped among them; and the average has the same ones at the end."""
+    means = []
+
+    def step(G, *others):
+        means.append(G.blocks[0].norm_0.norm.running_mean.clone())
+        if len(means) == 10:
+            os.kill(os.getpid(), signal.SIGTERM)          # stops after step 11
+        return train.training_step(G, *others)
+    train.train(settings(tmp_path, *STEPS), step=step)
+    assert checkpoint(tmp_path)["step"] == 11
+    train.train(settings(tmp_path, *STEPS, "--resume"), step=step)
+    kept = [torch.equal(a, b) for a, b in zip(means, means[1:])]
+    assert kept == [False] * 9 + [True] * 2               # --fixed-norm 0.25: steps 10, 11, 12
+    assert differences(checkpoint(tmp_path), checkpoint(whole)) == []
+    networks = [checkpoint(whole)[name] for name in ("generator", "ema")]
+    for name in (name for name in networks[0] if "running" in name):
+        assert torch.equal(*(network[name] for network in networks)), name
+
+
 @pytest.mark.parametrize("scores, best", [
     ([{"fid": 9, "miou": 0.1}, {"fid": 5, "miou": 0.3}, {"fid": 7, "miou": 0.9}], 2),
     ([{"miou": 0.4}, {"miou": 0.6}, {"miou": 0.5}], 2)])

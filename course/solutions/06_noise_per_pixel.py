@@ -45,7 +45,7 @@ def take_statistics(generator, batches):
     for layer in generator.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.reset_running_stats()
-            layer.momentum = None                       # the plain mean over the batches
+            layer.momentum = None                       # all batches count alike
     generator.train()
     for labels in batches:
         generator(labels, None)
