@@ -394,9 +394,9 @@ class Normalize(torch.autograd.Function):
 class BatchNorm(nn.BatchNorm2d):
     """nn.BatchNorm2d without scale and shift, over the batch of all processes together.
 
-    With one process it computes what nn.BatchNorm2d computes; the buffers are the same. With
-    several, whose shares of the batch are equal, a share's variance around the mean of the whole
-    batch is its own variance + (its own mean − that mean)².
+    With one process it computes what nn.BatchNorm2d computes; the buffers are the same (but for
+    momentum None). With several, whose shares of the batch are equal, a share's variance around the
+    mean of the whole batch is its own variance + (its own mean − that mean)².
     """
 
     def forward(self, x):
@@ -412,7 +412,7 @@ class BatchNorm(nn.BatchNorm2d):
             n, shift = rank_and_size()[1] * x.numel() / x.shape[1], mean - self.running_mean
             self.running_mean += weight * shift
             self.running_var += weight * (variance * n / (n - 1) - self.running_var)
-            if self.momentum is None:       # all batches as one: their means vary, too
+            if self.momentum is None:       # all batches as one: add the variance of their means
                 self.running_var += weight * (1 - weight) * shift ** 2
         return Normalize.apply(x, mean, variance, self.eps)
 

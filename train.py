@@ -90,8 +90,8 @@ class Settings:
     """weight λ of the LabelMix loss; 0 leaves it out"""
     no_class_balance: bool = False
     """α = 1 for every class but unknown"""
-    fixed_norm: float = 0.0
-    """share of the steps, at the end, in which G's batch norm keeps its statistics"""
+    frozen_norm: float = 0.0
+    """share of the steps, at the end, with the statistics of G's batch norm frozen"""
     ema_decay: float = 0.9999
     """decay of the generator's moving average"""
     precision: str = "fp32"
@@ -133,14 +133,14 @@ PRESETS = {
     # Chosen for good pictures after minutes on two CPU cores: results/LOG.md.
     "toy": dict(height=64, width=64, workers=0, channels=16, num_blocks=4, spade_hidden=32,
                 d_channels=(32, 64, 96, 128), padding="replicate", init_gain=(1.0, 5.0),
-                steps=1800, batch_size=4, lr_g=1e-3, lr_d=3e-3, beta2=0.99, lr_decay=0.5,
-                fixed_norm=0.25, lambda_labelmix=2.0, ema_decay=0.995, log_every=10,
+                steps=1800, batch_size=4, lr_g=2e-3, lr_d=5e-3, beta2=0.99, lr_decay=1.0,
+                frozen_norm=0.5, lambda_labelmix=2.0, ema_decay=0.995, log_every=10,
                 picture_every=100, score_every=600, checkpoint_every=100,
                 metrics="miou,fd_segmenter,d_miou"),
 }
 
 # Only these may change when a run is resumed. The others shape networks, data or their order.
-CHANGEABLE = ("data_root", "workers", "epochs", "steps", "lr_g", "lr_d", "lr_decay", "fixed_norm",
+CHANGEABLE = ("data_root", "workers", "epochs", "steps", "lr_g", "lr_d", "lr_decay", "frozen_norm",
               "ema_decay", "lambda_labelmix", "precision", "compile", "run_dir", "resume",
               "log_every", "picture_every", "score_every", "checkpoint_every", "metrics",
               "segmenter_steps")
@@ -202,7 +202,7 @@ class State:
     """What training changes: G, D, the average of G, two optimizers, counters, the rows so far."""
 
     PARTS = ("generator", "discriminator", "ema", "optimizer_G", "optimizer_D")
-    VALUES = ("step", "seconds", "log", "scores")
+    VALUES = ("step", "seconds", "log", "scores", "frozen")
 
     def __init__(self, settings, networks, num_classes, device):
         torch.manual_seed(settings.seed)              # for the initial weights, and nothing else
@@ -216,7 +216,7 @@ class State:
         self.optimizer_G, self.optimizer_D = (
             torch.optim.Adam(network.parameters(), betas=(0.0, settings.beta2), fused=True)
             for network in (G, D))                    # set_learning_rates gives the rates
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.frozen = 0, 0.0, False     # frozen: see freeze_statistics
         self.log, self.scores = [], []                # rows {"step": …, "loss_G": …} of the files
 
     def checkpoint(self, settings, dataset):
@@ -291,10 +291,10 @@ def batch_norms(network):
 
 @torch.no_grad()
 def measure_statistics(network, label_maps, seed):
-    """Give batch norm the statistics of many images as one batch; from then on it keeps them.
+    """Give batch norm the statistics of many images as one batch, and freeze them.
 
-    The network, G or its average, paints training label maps with the noise of this seed.
-    label_maps: this process's share of some batches, (B, H, W) each.
+    The network, G or its average, paints training label maps with the noise of this seed. The rest
+    of it stays in train mode. label_maps: this process's share of some batches, (B, H, W) each.
     """
     (rank, processes), device = rank_and_size(), next(network.parameters()).device
     for layer in batch_norms(network.train()):
@@ -308,29 +308,29 @@ def measure_statistics(network, label_maps, seed):
 
 
 def refresh_ema(ema, G, label_maps, seed):
-    """Give the average statistics of its own, until G keeps its. Leaves it in eval mode.
+    """Measure the average's own statistics; once G's are frozen, copy those. Ends in eval mode.
 
     G's statistics are those of G's features; with the average's weights they would shift colours.
     The result depends on what a checkpoint holds alone: refreshing more often changes nothing.
     """
     for buffer, current in zip(ema.buffers(), G.buffers()):
-        buffer.copy_(current)                       # spectral norm's vectors, to start from
+        buffer.copy_(current)                       # spectral norm's vectors, too
     if batch_norms(G)[0].training:
         measure_statistics(ema, label_maps, seed)
     ema.eval()
 
 
-def fix_statistics(G, settings, step, total_steps, label_maps):
-    """In the last steps (fixed_norm) G's batch norm keeps its statistics, as it will at test time.
+def freeze_statistics(state, settings, total_steps, label_maps):
+    """In the last steps (frozen_norm) G trains with the batch-norm statistics of test time.
 
-    Ours, for small batches: normalised by their own statistics, four images cannot be far from
+    Ours, for small batches. Normalised by their own statistics, four images cannot be far from
     their mean. At test time one image can, and is painted in colours that D never saw.
     """
-    first = total_steps + 1 - int(settings.fixed_norm * total_steps)
-    if step == first:
-        measure_statistics(G, label_maps, settings.seed)
-    elif step > first:                              # after --resume, too
-        batch_norms(G).eval()
+    freeze = state.step > total_steps - int(settings.frozen_norm * total_steps)
+    if freeze and not state.frozen:
+        measure_statistics(state.generator, label_maps, settings.seed)
+    state.frozen = freeze
+    batch_norms(state.generator).train(not freeze)  # in every step: a resumed G is in train mode
 
 
 def check_weights(state):
@@ -533,7 +533,7 @@ def train(settings, networks=make_networks, step=training_step):
         # ---- Draw images, noise, coins, class weights.
         batch, stop = draw(s, state.step, *next(batches), train_set, device, bool(signals))
         set_learning_rates(state, s, total_steps)
-        fix_statistics(G, s, state.step, total_steps, label_maps)
+        freeze_statistics(state, s, total_steps, label_maps)
 
         # ---- Update D and G, then the average of G.
         terms = step(G, D, state.optimizer_G, state.optimizer_D, batch, s)

@@ -170,7 +170,7 @@ def test_in_the_last_steps_the_batch_norm_of_g_keeps_its_statistics(whole, tmp_p
     assert checkpoint(tmp_path)["step"] == 11
     train.train(settings(tmp_path, *STEPS, "--resume"), step=step)
     kept = [torch.equal(a, b) for a, b in zip(means, means[1:])]
-    assert kept == [False] * 9 + [True] * 2               # --fixed-norm 0.25: steps 10, 11, 12
+    assert kept == [False] * 6 + [True] * 5               # --frozen-norm 0.5: steps 7 to 12
     assert differences(checkpoint(tmp_path), checkpoint(whole)) == []
     networks = [checkpoint(whole)[name] for name in ("generator", "ema")]
     for name in (name for name in networks[0] if "running" in name):

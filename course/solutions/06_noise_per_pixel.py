@@ -41,7 +41,7 @@ class PerPixel(PerImage):
 
 @torch.no_grad()
 def take_statistics(generator, batches):
-    """Batch-norm statistics for this kind of noise, as train.refresh_ema takes them."""
+    """Batch-norm statistics for this kind of noise, as train.measure_statistics takes them."""
     for layer in generator.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.reset_running_stats()

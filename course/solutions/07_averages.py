@@ -2,7 +2,7 @@
 
     cp -r runs/baseline runs/averages
     for n in 410 420 430 440 450; do
-        python train.py --run-dir runs/averages --resume --steps $n --lr-decay 0 --metrics none
+        python train.py --run-dir runs/averages --resume --steps $n --lr-decay 0 --frozen-norm 0 --metrics none
         cp runs/averages/latest.pt runs/averages/step$n.pt
     done
     python course/solutions/07_averages.py runs/averages/latest.pt      # and the step*.pt beside it
@@ -52,8 +52,8 @@ def with_statistics_of(network, other):
 def with_own_statistics(network, batches, seed):
     """A copy whose batch-norm statistics come from what it paints itself."""
     result = copy.deepcopy(network)
-    train.refresh_ema(result, network, batches, seed)
-    return result
+    train.measure_statistics(result, batches, seed)
+    return result.eval()
 
 
 def candidates(checkpoints, batches):
