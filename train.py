@@ -241,7 +241,7 @@ class State:
         for name in self.PARTS:
             getattr(self, name).load_state_dict(checkpoint[name])
         for name in self.VALUES:
-            setattr(self, name, checkpoint[name])
+            setattr(self, name, checkpoint.get(name, getattr(self, name)))     # older: no frozen
 
 
 def start_or_resume(settings, state, train_set):

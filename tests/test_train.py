@@ -167,7 +167,7 @@ def test_in_the_last_steps_the_batch_norm_of_g_keeps_its_statistics(whole, tmp_p
             os.kill(os.getpid(), signal.SIGTERM)          # stops after step 11
         return train.training_step(G, *others)
     train.train(settings(tmp_path, *STEPS), step=step)
-    assert checkpoint(tmp_path)["step"] == 11
+    assert checkpoint(tmp_path)["step"] == 11 and checkpoint(tmp_path)["frozen"]
     train.train(settings(tmp_path, *STEPS, "--resume"), step=step)
     kept = [torch.equal(a, b) for a, b in zip(means, means[1:])]
     assert kept == [False] * 6 + [True] * 5               # --frozen-norm 0.5: steps 7 to 12
