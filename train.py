@@ -10,7 +10,7 @@ scores.csv, curves.png and segmenter.pt (the network that measures mIoU).
 
 Noise and LabelMix coins are functions of (seed, step), batches of (seed, epoch), crops and flips of
 (data_seed, epoch, image). So there is no random state to save, a resumed run repeats what an
-uninterrupted one does, bit for bit on a CPU, and the number of processes changes nothing.
+uninterrupted one does, bit for bit on a CPU. The number of processes changes rounding only.
 """
 
 import argparse
@@ -547,7 +547,7 @@ def train(settings, networks=make_networks, step=training_step):
                               **dict(zip(terms, values))})
             bar.set_postfix({k.removeprefix("loss_"): f"{v:.2f}" for k, v in zip(terms, values)})
 
-        # ---- Pictures, scores and checkpoints are of the average, with statistics of its own.
+        # ---- Pictures and scores are of the average; checkpoints hold it, too.
         save, score = stop or due(s.checkpoint_every), bool(chosen) and due(s.score_every)
         if save or score or due(s.picture_every):
             refresh_ema(ema, G, label_maps, s.seed)
