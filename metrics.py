@@ -7,8 +7,8 @@
 
 Scores can only be compared where their protocols agree: the network behind them, the size and the
 number of images. So each one is printed with its protocol. Beside it stands the same score of real
-images. For a distance that is the distance between the even and the odd real images, which no
-generator gets much below. For mIoU it is a reference only: generated images may be easier to read.
+images: a reference, not a limit. For a distance it is that between the even and the odd real ones,
+half as many images with other label maps. For mIoU, generated images may be easier to read.
 
 Images (B, 3, H, W) in [−1, 1] are rounded to the 256 levels of a png before anything is measured.
 A set of them is reduced to float64 sums, so memory does not grow and processes add up theirs.

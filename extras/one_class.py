@@ -1,6 +1,6 @@
-"""What G cannot paint: a label map of a single class, in four ways.
+"""What G cannot paint: a label map of a single class, in three ways.
 
-    python -m extras.one_class        # draws one_class.png with assets/toy.pt, or the newest run
+    python -m extras.one_class        # draws one_class.png with the newest run, else assets/toy.pt
 
 A generator of convolutions and nearest-neighbour doubling knows a place by what is near it. Where
 the label map is one class and the noise one vector, all places are alike, and it paints one colour,
