@@ -368,7 +368,8 @@ def test_workers_outlive_signals_to_the_group_but_not_the_main_process(tmp_path)
             "for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, lambda *_: None)\n"
             "dataset = data.open_dataset('toy', 'train', (32, 32), num_images=8)\n"
             "batches = iter(data.make_loader(dataset, data.BatchSampler(8, 2, 0), 2))\n"
-            "next(batches); print('ready', flush=True); input(); next(batches); next(batches)\n"
+            "next(batches); next(batches)       # one of each worker: both have begun\n"
+            "print('ready', flush=True); input(); next(batches)\n"
             "print(len([next(batches) for _ in range(9)]), flush=True)\n")
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, text=True,
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
