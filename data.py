@@ -33,8 +33,7 @@ import toy
 from oasis import UserError, exit_in_words
 
 SIZES = {"toy": (64, 64), "folder": (256, 256), "ade20k": (256, 256), "coco-stuff": (256, 256),
-         "cityscapes": (256, 512)}                  # (H, W) that the papers train at
-PRESETS = tuple(SIZES)
+         "cityscapes": (256, 512)}                  # default (H, W)
 ENLARGE = {"ade20k": 286 / 256, "coco-stuff": 286 / 256}      # training: resize by this, then crop
 PHOTOS, PNGS = (".jpg", ".jpeg", ".png"), (".png",)           # endings of files
 UNKNOWN_NAMES = {"unknown", "unlabelled", "unlabeled", "void", "ignore"}
@@ -61,7 +60,7 @@ def write_whole(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}")
+    partial = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield partial
         os.replace(partial, path)
@@ -380,7 +379,7 @@ def leave_process_group(worker):
 
 
 def make_loader(dataset, sampler, workers):
-    """DataLoader over batches of keys: an endless BatchSampler, or a list of lists of indices.
+    """DataLoader over batches of keys: an endless BatchSampler, or a list of lists of keys.
 
     The batches do not depend on the number of workers.
     """
@@ -437,7 +436,7 @@ def check_dataset(dataset, most=None):
 def main(argv=None):
     """Check both splits. UserError if anything is wrong."""
     parser = argparse.ArgumentParser(description="Check a dataset before training on it.")
-    parser.add_argument("--preset", default="toy", choices=PRESETS, help="default: toy")
+    parser.add_argument("--preset", default="toy", choices=SIZES, help="default: toy")
     parser.add_argument("--data-root", metavar="DIR", help="the dataset's folder (not for toy)")
     parser.add_argument("--subset", metavar="FILE", help="names of the images to use, one per line")
     args = parser.parse_args(argv)

@@ -68,8 +68,8 @@ def real_loss(logits, labels, weights):
         − mean over images and pixels of  Σ_{c=1..N} α_c · t_{i,j,c} · log D(·)_{i,j,c}
 
     t is one-hot, so of the sum over c one term is left: the class that the label map names. "Real"
-    are the classes, not always the image. Probability that D gives to "fake" is missing from the
-    right class. So one formula trains D on photographs and G on its own images.
+    are the classes 1..N; the image may be generated. What D gives to "fake" it takes from the right
+    class. So one formula trains D on photographs and G on its own images.
 
     logits (B, N+1, H, W), labels (B, H, W) int64, weights α (N,). Returns a scalar.
     """
@@ -83,8 +83,7 @@ def fake_loss(logits):
 
     No class weights: a generated image has one class, fake. logits (B, N+1, H, W) -> a scalar.
     """
-    batch, channels, height, width = logits.shape
-    fake = torch.full((batch, height, width), channels - 1, device=logits.device)
+    fake = torch.full_like(logits[:, 0], logits.shape[1] - 1, dtype=torch.int64)
     return cross_entropy(logits, fake).mean()
 
 
@@ -97,7 +96,7 @@ def fake_loss(logits):
 
 
 def labelmix_mask(labels, num_classes, generator=None, coins=None):
-    """M: one fair coin per class and image, as in the authors' code, decides for all its pixels.
+    """M: one fair coin for each class of each image decides for all its pixels.
 
     labels (B, H, W) int64. coins: (B, N) of 0 and 1; None: drawn here from `generator`, a
     torch.Generator. Returns (B, 1, H, W) float32: 1 takes the real image, 0 the generated one.

@@ -181,7 +181,7 @@ def mean_iou(confusion):
 
 
 class Segmenter:
-    """A network that names the class of every pixel, whoever trained it, as dataset's class ids.
+    """A network, whoever trained it, that names every pixel's class by the dataset's ids.
 
     network: images (B, 3, H, W) in [−1, 1] -> logits (B, K, h, w). table: for each of its K classes
     the id in the dataset, or −1 where the dataset has none: then its next best answer counts. None:
@@ -316,7 +316,8 @@ class Scorer:
     def prepare(self):
         """What the first score needs: the segmenter, sums over the real images, the protocols."""
         val_set, segmenter, inception = self.val_set, self.segmenter, self.inception
-        about = {"size": list(val_set.size), "class_names": list(val_set.class_names)}
+        about = {"size": list(val_set.size), "class_names": list(val_set.class_names),
+                 "ignore_label": val_set.ignore_label}
         if {"miou", "fd_segmenter"} & set(self.metrics) and not isinstance(segmenter, Segmenter):
             content = segmenter or self.remember("segmenter.pt", about, lambda: train_segmenter(
                 self.train_set, self.device, self.segmenter_steps, self.workers))
@@ -334,8 +335,9 @@ class Scorer:
         known = {name: known[name] for name in known if name in self.metrics}
         self.statistics = {name: function for name, (_, function) in known.items()}
         networks = {name: network.description for name, (network, _) in known.items()}
-        # The first image is part of the key, since other images may have the same names.
-        key = {"first": hashlib.sha256(val_set[0][0].numpy().tobytes()).hexdigest(), **about,
+        # The first image and its labels are part of the key: other files may have the same names.
+        first = b"".join(tensor.numpy().tobytes() for tensor in val_set[0])
+        key = {"first": hashlib.sha256(first).hexdigest(), **about,
                "images": val_set.names[:self.count], "networks": networks}
         self.real = self.remember("real_statistics.pt", key, self.measure_real)
         images = "{} images of {} {} at {}×{}".format(
@@ -367,8 +369,8 @@ class Scorer:
     def images(self, start=0, step=1, generator=None):
         """Yields (images, labels): real ones, or generated from their label maps.
 
-        This process gets its share of the images start, start + step, …, in whole batches: beside
-        the same others an image is the same to the last bit, whatever the number of processes.
+        This process gets its share of the images start, start + step, …, in whole batches: an
+        image always has the same neighbours, so any number of processes gives the same bits.
         """
         rank, processes = oasis.rank_and_size()
         indices = torch.arange(start, self.count, step).split(self.batch_size)

@@ -49,9 +49,8 @@ INIT_GAIN = 0.02  # gain of the Xavier-normal initial weights
 
 def noise_from_seeds(seeds, noise_dim=64):
     """One Gaussian vector per seed, (len(seeds), noise_dim) float32, whatever batch and device."""
-    generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-    return torch.stack([torch.randn(noise_dim, generator=g, dtype=torch.float32)
-                        for g in generators])
+    return torch.stack([torch.randn(noise_dim, generator=torch.Generator().manual_seed(int(seed)),
+                                    dtype=torch.float32) for seed in seeds])
 
 
 def local_noise(outside, inside, region):
@@ -101,8 +100,8 @@ def upsample(x, size):
 def scale_weights(network, factor):
     """Multiply every weight, but no bias: another gain for the initial weights.
 
-    Spectrally normalised layers keep their output and learn more slowly, as Adam's steps do not
-    grow; the output of the others grows. From 0.02 a training of minutes does not get far.
+    Layers without spectral norm then start with larger outputs; those with it learn more slowly, as
+    Adam's steps do not grow. With the default, 0.02, a training of minutes does not get far.
     """
     for parameter in network.parameters():
         if parameter.ndim > 1:
@@ -220,7 +219,7 @@ class Generator(nn.Module):
         (height, width), m, n = labels.shape[1:], self.size_multiple, self.num_classes
         if height % m or width % m:
             raise UserError(f"a label map of {height}×{width} cannot be drawn: this generator "
-                            f"needs multiples of {m} (sample.py --size H W resizes)")
+                            f"needs multiples of {m} (--height, --width; sample.py --size)")
         if not self.training and not (labels.min() >= 0 and labels.max() < n):
             raise UserError(f"label map with ids outside 0 to {n - 1}")
 
@@ -232,9 +231,9 @@ def shrink(condition, s):
 
 # ---- Discriminator D (Sec. 2, "Segmentation-based discriminator"; Figure 2, right) ---------------
 #
-# A U-Net: an encoder halves the image at each block, a decoder doubles it again, and skip connections
-# carry fine detail across. D is not given the label map. It has to find the classes in the image,
-# and so must learn what each of them looks like.
+# A U-Net: an encoder halves the image at each block, a decoder doubles it again, and skip
+# connections carry fine detail across. D is not given the label map. It has to find the classes in
+# the image, and so must learn what each of them looks like.
 
 
 class DiscriminatorBlock(nn.Module):
@@ -252,7 +251,7 @@ class DownBlock(DiscriminatorBlock):
     """Halves the size at its end, by 2×2 average pooling."""
 
     def forward(self, x, first):
-        """x (B, in, h, w) -> (B, out, h/2, w/2); first: x is an image, which needs no activation."""
+        """x (B, in, h, w) -> (B, out, h/2, w/2); first: x is an image and needs no activation."""
         # Pooling and a 1×1 convolution may be swapped: behind the pooling it costs a quarter.
         # ceil_mode: an odd last row or column is averaged on its own instead of dropped.
         shortcut = self.conv_s(F.avg_pool2d(x, 2, ceil_mode=True))
@@ -284,7 +283,6 @@ class Discriminator(nn.Module):
         super().__init__()
         channels = list(channels)
         self.config = dict(num_classes=num_classes, channels=channels)
-        self.num_classes = num_classes
         self.encoder = nn.ModuleList(
             DownBlock(c_in, c_out) for c_in, c_out in zip([3] + channels, channels))
         outputs = channels[-2::-1] + [channels[0] // 2]               # 512 256 256 128 128 64
@@ -340,10 +338,9 @@ def rank_and_size():
 
 def mean_over_processes(tensor):
     """Replace a tensor by its mean over all processes; returns it."""
-    _, processes = rank_and_size()
-    if processes > 1:
+    if dist.is_initialized():
         dist.all_reduce(tensor)
-        tensor /= processes
+        tensor /= dist.get_world_size()
     return tensor
 
 
@@ -356,11 +353,6 @@ def average_gradients(network):
     flat = mean_over_processes(torch.cat([gradient.flatten() for gradient in gradients]))
     for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients])):
         gradient.copy_(part.view_as(gradient))
-
-
-def at_least_float32(x):
-    """x in float32 if it is narrower: sums over many pixels need more digits than bfloat16 has."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class Normalize(torch.autograd.Function):
@@ -404,14 +396,16 @@ class BatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         with torch.no_grad():
-            own_variance, own_mean = torch.var_mean(at_least_float32(x), (0, 2, 3), correction=0)
+            # Sums over many pixels need more digits than bfloat16 has.
+            wide = x.to(self.running_mean.dtype)
+            own_variance, own_mean = torch.var_mean(wide, (0, 2, 3), correction=0)
             mean = mean_over_processes(own_mean.clone())                                   # (C,)
             variance = mean_over_processes(own_variance + (own_mean - mean) ** 2)          # (C,)
             self.num_batches_tracked += 1
             weight = self.momentum or 1 / self.num_batches_tracked
             n, shift = rank_and_size()[1] * x.numel() / x.shape[1], mean - self.running_mean
             self.running_mean += weight * shift
-            self.running_var += weight * (variance * n / (n - 1) - self.running_var)
+            self.running_var += weight * (variance * n / max(n - 1, 1) - self.running_var)
             if self.momentum is None:       # all batches as one: add the variance of their means
                 self.running_var += weight * (1 - weight) * shift ** 2
         return Normalize.apply(x, mean, variance, self.eps)
@@ -430,7 +424,7 @@ class UserError(Exception):
 
 @contextlib.contextmanager
 def exit_in_words(script):
-    """Around or above main(): a UserError ends the program by its sentence and exit code 2."""
+    """Decorates main() or surrounds code: a UserError ends it by its sentence and exit code 2."""
     try:
         yield
     except UserError as error:
@@ -478,8 +472,7 @@ def build_generator(checkpoint):
 
 def build_discriminator(checkpoint):
     """D in eval mode, without gradients; None where the file has none, or a variant's."""
-    if ("discriminator" not in checkpoint
-            or checkpoint["discriminator_class"] != "oasis.Discriminator"):
+    if checkpoint.get("discriminator_class") != "oasis.Discriminator":
         return None
     network = Discriminator(**checkpoint["discriminator_args"])
     network.load_state_dict(checkpoint["discriminator"])

@@ -22,8 +22,7 @@ from scipy.special import softmax
 
 # A mood is six weights that sum to 1, one for each named mood. Mixtures are scenes too: a gradual
 # change of the noise can be a gradual change of the mood, and no way between two moods is unreal.
-NAMES = ["noon", "autumn", "dusk", "night", "snow", "fog"]
-MOODS = dict(zip(NAMES, np.eye(len(NAMES))))
+MOODS = dict(zip(["noon", "autumn", "dusk", "night", "snow", "fog"], np.eye(6)))
 PURITY = 2.5            # the larger, the more of the drawn moods are nearly one of the six
 
 # The classes, each with its colour in pictures of label maps and, in each mood, two colours for its
@@ -209,7 +208,7 @@ def draw_mood(seed, index):
 def draw_scene(seed, index, height, width, mood=None):
     """One toy scene -> (image uint8 (H, W, 3) RGB, labels uint8 (H, W)), the same every time.
 
-    mood: a name from MOODS, or six weights; None draws them, all six names equally likely. The
+    mood: a name from MOODS, or six weights; None: what draw_mood draws. The
     layout depends on (seed, index) alone; sizes of one shape show one scene.
     """
     if mood is None:

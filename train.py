@@ -6,10 +6,10 @@
     torchrun --nproc_per_node=8 train.py --preset ade20k --data-root ADEChallengeData2016
 
 A run folder holds latest.pt and best.pt (checkpoints), samples/ (pictures), log.csv (losses),
-scores.csv, curves.png and segmenter.pt (the network that measures mIoU).
+scores.csv, curves.png, segmenter.pt (the network that measures mIoU) and real_statistics.pt.
 
 Noise and LabelMix coins are functions of (seed, step), batches of (seed, epoch), crops and flips of
-(data_seed, epoch, image). So there is no random state to save, a resumed run repeats what an
+(data_seed, epoch, image). So there is no random state to save, and a resumed run repeats what an
 uninterrupted one does, bit for bit on a CPU. The number of processes changes rounding only.
 """
 
@@ -118,7 +118,12 @@ class Settings:
     metrics: str = "miou,fd_segmenter,fid"
     """scores, separated by commas, or none; metrics.py --help explains them"""
     segmenter_steps: int = 0
-    """training steps of the network that measures mIoU (0: by image size)"""
+    """training steps of the network behind mIoU (0: by image size); one that exists is kept"""
+
+    def __post_init__(self):
+        for name in ("lr_decay", "frozen_norm", "ema_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} {getattr(self, name)}: a share is a number from 0 to 1")
 
 
 # The paper prints the decay of the average (0.9999) and 64 noise channels, and follows "the
@@ -139,7 +144,7 @@ PRESETS = {
                 metrics="miou,fd_segmenter,d_miou"),
 }
 
-# Only these may change when a run is resumed. The others shape networks, data or their order.
+# Only these may change when a run is resumed. The others define the run.
 CHANGEABLE = ("data_root", "workers", "epochs", "steps", "lr_g", "lr_d", "lr_decay", "frozen_norm",
               "ema_decay", "lambda_labelmix", "precision", "compile", "run_dir", "resume",
               "log_every", "picture_every", "score_every", "checkpoint_every", "metrics",
@@ -147,11 +152,11 @@ CHANGEABLE = ("data_root", "workers", "epochs", "steps", "lr_g", "lr_d", "lr_dec
 
 
 def parse_arguments(argv=None, settings_class=Settings, presets=PRESETS):
-    """Command line -> settings: defaults and preset, with --resume the run's, then what is given."""
+    """Command line -> settings: defaults and preset (--resume: the run's), then what is given."""
     changes = "\n".join(f"  {preset}: " + ", ".join(f"{k} {v}" for k, v in values.items())
                         for preset, values in presets.items())
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=f"What the presets change:\n{changes}",
+        description=__doc__, epilog=f"Defaults: ade20k's. What the presets change:\n{changes}",
         formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS)
     choices = {"preset": presets, "precision": ["fp32", "bf16"], "padding": ["zeros", "replicate"]}
     texts = field_texts(settings_class)
@@ -167,8 +172,8 @@ def parse_arguments(argv=None, settings_class=Settings, presets=PRESETS):
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     preset = given.get("preset", settings_class.preset)
     given = {"run_dir": f"runs/{preset}", **({"steps": 0} if "epochs" in given else {}), **given}
-    if given.get("data_root"):
-        given["data_root"] = str(Path(given["data_root"]).resolve())
+    for name in {"data_root", "subset"} & {k for k, v in given.items() if v}:
+        given[name] = str(Path(given[name]).resolve())      # for --resume from any folder
     if not given.get("resume"):
         return settings_class(**{**presets[preset], "preset": preset, **given})
     own = oasis.load_checkpoint(Path(given["run_dir"], "latest.pt"))["settings"]
@@ -252,7 +257,8 @@ def start_or_resume(settings, state, train_set):
                         f"choose another --run-dir")
     if settings.resume:
         checkpoint = oasis.load_checkpoint(path)
-        if checkpoint["dataset"]["class_names"] != list(train_set.class_names):
+        about, names = checkpoint["dataset"], list(train_set.class_names)
+        if (about["class_names"], about["ignore_label"]) != (names, train_set.ignore_label):
             raise UserError(f"{settings.data_root}: has other classes than the run {path}")
         if "optimizer_G" not in checkpoint:
             raise UserError(f"{path}: holds no optimizers, so the training cannot go on from it")
@@ -294,7 +300,7 @@ def measure_statistics(network, label_maps, seed):
     """Give batch norm the statistics of many images as one batch, and freeze them.
 
     The network, G or its average, paints training label maps with the noise of this seed. The rest
-    of it stays in train mode. label_maps: this process's share of some batches, (B, H, W) each.
+    of it is left in train mode. label_maps: this process's share of some batches, (B, H, W) each.
     """
     (rank, processes), device = rank_and_size(), next(network.parameters()).device
     for layer in batch_norms(network.train()):
@@ -310,8 +316,9 @@ def measure_statistics(network, label_maps, seed):
 def refresh_ema(ema, G, label_maps, seed):
     """Measure the average's own statistics; once G's are frozen, copy those. Ends in eval mode.
 
-    G's statistics are those of G's features; with the average's weights they would shift colours.
-    The result depends on what a checkpoint holds alone: refreshing more often changes nothing.
+    With the average's weights, G's statistics would shift colours, until they are frozen: then G's
+    weights are trained for them, and the average follows. The result depends on what a checkpoint
+    holds alone: refreshing more often changes nothing.
     """
     for buffer, current in zip(ema.buffers(), G.buffers()):
         buffer.copy_(current)                       # spectral norm's vectors, too
@@ -401,7 +408,7 @@ def save_curves(rows, path):
 
 
 def last_is_best(rows):
-    """Is the last scoring the best? By FID, as for the paper's results; without FID by mIoU."""
+    """Is the last scoring the best? By the first of these that was measured; the paper's is FID."""
     for name, sign in (("fid", 1), ("miou", -1), ("fd_segmenter", 1), ("d_miou", -1)):
         if name in rows[-1]:
             return all(sign * rows[-1][name] <= sign * row[name] for row in rows if name in row)
@@ -490,8 +497,7 @@ def train(settings, networks=make_networks, step=training_step):
     the method, such as extras/spade.py, hands in its own.
     """
     s, run_dir = settings, Path(settings.run_dir)
-    device = oasis.start_processes()
-    rank, _ = rank_and_size()
+    device, (rank, _) = oasis.start_processes(), rank_and_size()
     if s.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(
             including_emulation=False):
         raise UserError("--precision bf16: this GPU cannot compute in bfloat16; use fp32")
@@ -505,7 +511,7 @@ def train(settings, networks=make_networks, step=training_step):
     state = State(s, networks, train_set.num_classes, device)
     start_or_resume(s, state, train_set)
     G, D, ema = state.generator, state.discriminator, state.ema
-    if s.compile:       # in place, so names stay; each batch size becomes one graph
+    if s.compile:       # in place: checkpoints keep their names. One graph per batch size
         G.compile(dynamic=False)
         D.compile(dynamic=False)
         for name in ("discriminator_losses", "real_loss"):
@@ -520,8 +526,7 @@ def train(settings, networks=make_networks, step=training_step):
     signals, stop, scores = [], False, {}
     for number in (signal.SIGINT, signal.SIGTERM):      # Ctrl-C and SIGTERM wait for the step's end
         signal.signal(number, lambda number, frame: signals.append(number))
-    # seconds goes on from the checkpoint's.
-    began = time.monotonic() - state.seconds
+    began = time.monotonic() - state.seconds            # it goes on from the checkpoint's
     bar = tqdm(initial=state.step, total=total_steps, unit="step", disable=rank > 0, smoothing=0.05)
 
     while state.step < total_steps and not stop:
@@ -531,7 +536,8 @@ def train(settings, networks=make_networks, step=training_step):
             return state.step % every == 0 or state.step == total_steps
 
         # ---- Draw images, noise, coins, class weights.
-        batch, stop = draw(s, state.step, *next(batches), train_set, device, bool(signals))
+        batch, stop = draw(s, state.step, *next(batches), train_set, device,
+                           bool(signals) and state.step < total_steps)
         set_learning_rates(state, s, total_steps)
         freeze_statistics(state, s, total_steps, label_maps)
 
@@ -558,7 +564,9 @@ def train(settings, networks=make_networks, step=training_step):
             with torch.compiler.set_stance("force_eager"):      # D's graphs are for training
                 scores = scorer(ema, D)
             state.scores.append({"step": state.step, **scores})
-            bar.write(f"step {state.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
+            if rank == 0:
+                bar.write(f"step {state.step}: "
+                          + ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
         better = score and last_is_best(state.scores)
         if rank == 0 and (save or better):
             save_run(s, state, val_set, ["best.pt"] * better + ["latest.pt"] * save)

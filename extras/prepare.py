@@ -130,7 +130,7 @@ def main(argv=None):
     colours.add_argument("folder", help="the coloured pictures")
     colours.add_argument("--classes", required=True, help="classes.txt, each line: name R G B")
     shares = commands.add_parser("shares", help="how often each class occurs")
-    shares.add_argument("--preset", required=True, choices=data.PRESETS)
+    shares.add_argument("--preset", required=True, choices=data.SIZES)
     shares.add_argument("--subset", metavar="FILE", help="names of the images to use")
     outdoors = commands.add_parser("outdoors", help="the names of ADE20K's outdoor images")
     for command in (shares, outdoors):

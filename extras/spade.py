@@ -203,19 +203,19 @@ def hinge_loss_D(output):
     output: D's, of photographs and generated images in one batch. Returns two scalars. A patch
     that is right by a margin of 1 teaches D nothing more.
     """
-    pairs = [oasis.at_least_float32(features[-1]).chunk(2) for features in output]
+    pairs = [losses.at_least_float32(features[-1]).chunk(2) for features in output]
     return (sum(F.relu(1 - real).mean() for real, _ in pairs) / len(pairs),
             sum(F.relu(1 + fake).mean() for _, fake in pairs) / len(pairs))
 
 
 def hinge_loss_G(output):
     """−mean D(x̂, t) over patches, the scales' mean. G has no margin."""
-    return -sum(oasis.at_least_float32(features[-1]).mean() for features in output) / len(output)
+    return -sum(losses.at_least_float32(features[-1]).mean() for features in output) / len(output)
 
 
 def mean_difference(ours, target):
     """Mean |ours − target|; the target gets no gradient."""
-    return F.l1_loss(oasis.at_least_float32(ours), oasis.at_least_float32(target.detach()))
+    return F.l1_loss(losses.at_least_float32(ours), losses.at_least_float32(target.detach()))
 
 
 def feature_matching_loss(fake, real):
@@ -227,7 +227,7 @@ def feature_matching_loss(fake, real):
 def kl_loss(mu, log_variance):
     """KL(N(μ, σ²) ‖ N(0, 1)) = ½ Σ (μ² + σ² − 1 − log σ²); (B, C) twice. The mean over images
     (the released SPADE takes their sum)."""
-    mu, log_variance = oasis.at_least_float32(mu), oasis.at_least_float32(log_variance)
+    mu, log_variance = losses.at_least_float32(mu), losses.at_least_float32(log_variance)
     return 0.5 * (mu.square() + log_variance.exp() - 1 - log_variance).sum(1).mean()
 
 

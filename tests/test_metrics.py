@@ -292,7 +292,7 @@ def test_bad_requests(checkpoint, tmp_path, capsys):
     content["dataset"]["class_names"][1] = "something else"
     torch.save(content, checkpoint)
     assert "other classes" in error_of([*ask, "miou"], capsys)
-    del content["discriminator"]
+    del content["discriminator_class"]
     content["dataset"]["class_names"] = list(toy("val", 1).class_names)
     torch.save(content, checkpoint)
     assert "no discriminator" in error_of([*ask, "d_miou"], capsys)

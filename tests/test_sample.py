@@ -254,7 +254,7 @@ def bad_files():
         open("cut." + name[-3:].strip("."), "wb").write(whole[:len(whole) // 2])
     torch.save({"weights": torch.zeros(3)}, "other.pt")
     checkpoint = torch.load("runs/toy/latest.pt", weights_only=True)
-    del checkpoint["discriminator"]
+    del checkpoint["discriminator_class"]
     torch.save(checkpoint, "without_d.pt")
 
 

@@ -77,6 +77,7 @@ def test_settings_are_the_papers_and_help_tells_each_of_them(capsys):
     s = train.parse_arguments(["--preset", "cityscapes"])
     assert (s.height, s.width, s.batch_size, s.lr_g, s.lambda_labelmix) == (256, 512, 20, 4e-4, 5)
     assert train.parse_arguments(["--preset", "coco-stuff", "--epochs", "7"]).epochs == 7
+    assert Path(train.parse_arguments(["--subset", "names.txt"]).subset).is_absolute()
     with pytest.raises(SystemExit) as end:
         train.main(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
@@ -92,6 +93,7 @@ def test_settings_are_the_papers_and_help_tells_each_of_them(capsys):
     (["--height", "30"], "30×32.*multiples of 4"),
     (["--metrics", "miou,beauty"], "beauty.*miou"),
     (["--resume"], "latest.pt: there is no such file"),
+    (["--frozen-norm", "50"], "frozen_norm 50.*from 0 to 1"),
 ])
 def test_a_mistake_is_one_sentence_and_nothing_is_written(tmp_path, capsys, arguments, sentence):
     error = refused([*several.TINY, *arguments, "--run-dir", tmp_path / "run"], capsys)
@@ -222,6 +224,14 @@ def test_a_signal_finishes_the_step_saves_and_can_be_resumed(whole, tmp_path, nu
     several.wait_until(lambda: not several.members_of_session(job.pid))       # no loader is left
     train.train(settings(run, *STEPS, "--workers", 0, "--resume"))
     assert differences(checkpoint(run), checkpoint(whole)) == []
+
+
+def test_a_signal_in_the_last_step_but_one_is_the_end_of_a_whole_run(tmp_path):
+    def step(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return train.training_step(*arguments)
+    assert train.train(settings(tmp_path, "--steps", 2), step=step) is not None
+    assert checkpoint(tmp_path)["step"] == 2
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint_whole(whole, tmp_path):

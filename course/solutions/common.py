@@ -40,10 +40,10 @@ def datasets(checkpoint, size=None):
 
 
 def label_batches(checkpoint):
-    """The ten batches of label maps that train.py takes batch-norm statistics from."""
+    """The batches of label maps that train.py takes batch-norm statistics from."""
     settings = train.Settings(**checkpoint["settings"])
     batches = train.training_batches(settings, datasets(checkpoint)[0])
-    return [next(batches)[1] for _ in range(10)]
+    return [next(batches)[1] for _ in range(max(10, 128 // settings.batch_size))]
 
 
 def make_scorer(args, checkpoint, names=("miou", "fd_segmenter")):
