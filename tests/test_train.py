@@ -22,6 +22,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 import losses
 import metrics
 import oasis
+import toy
 import train
 
 STEPS = ["--steps", "12", "--checkpoint-every", "3", "--log-every", "100"]
@@ -263,7 +264,9 @@ def test_weights_and_statistics_that_are_not_finite_reach_no_checkpoint(tmp_path
     ([], {}, "holds a run already.*--resume.*--run-dir"),
     (["--resume", "--channels", "3"], {}, "channels 3: .*started with 2"),
     (["--resume"], {"optimizer_G": None}, "latest.pt: holds no optimizers"),
-    (["--resume"], {"dataset": {"class_names": ["ocean"]}}, "other classes"),
+    (["--resume"], {"dataset": {"class_names": ["ocean"], "ignore_label": 0}}, "other classes"),
+    (["--resume"], {"dataset": {"class_names": list(toy.CLASSES), "ignore_label": None}},
+     "other classes"),
     (["--resume"], {"format": "oasis-run-1"}, "not a checkpoint of this edition"),
 ])
 def test_a_run_is_neither_overwritten_nor_changed(
