@@ -447,8 +447,8 @@ def read_tensors(path):
         raise UserError(f"{path}: there is no such file")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: not a checkpoint, or one that was cut off") from error
+    except (OSError, EOFError, RuntimeError, ValueError, LookupError, pickle.UnpicklingError) as e:
+        raise UserError(f"{path}: not a checkpoint, or one that was cut off") from e
 
 
 def load_checkpoint(path):

@@ -288,6 +288,8 @@ def test_bad_requests(checkpoint, tmp_path, capsys):
     cut = tmp_path / "cut.pt"
     cut.write_bytes(checkpoint.read_bytes()[:999])
     assert "cut.pt" in error_of(["--checkpoint", cut], capsys)
+    cut.write_text("bad")
+    assert "cut.pt" in error_of(["--checkpoint", cut], capsys)
     content = torch.load(checkpoint)
     content["dataset"]["class_names"][1] = "something else"
     torch.save(content, checkpoint)
