@@ -17,8 +17,10 @@ number of workers nor a resumed run changes what is loaded.
 """
 
 import argparse
+import fcntl
 import os
 import sys
+import time
 from colorsys import hsv_to_rgb
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,14 +32,36 @@ from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 
 import toy
-from oasis import UserError, exit_in_words
 
-SIZES = {"toy": (64, 64), "folder": (256, 256), "ade20k": (256, 256), "coco-stuff": (256, 256),
+SIZES = {"toy": (64, 64), "folder": (256, 256), "small": (96, 128), "ade20k": (256, 256), "coco-stuff": (256, 256),
          "cityscapes": (256, 512)}                  # default (H, W)
 ENLARGE = {"ade20k": 286 / 256, "coco-stuff": 286 / 256}      # training: resize by this, then crop
 PHOTOS, PNGS = (".jpg", ".jpeg", ".png"), (".png",)           # endings of files
 UNKNOWN_NAMES = {"unknown", "unlabelled", "unlabeled", "void", "ignore"}
 AUGMENT, ORDER = range(2)                           # purposes: a crop never shifts the shuffle
+
+
+# ---- Errors of the user ----------------------------------------------------------------------------
+
+
+class UserError(Exception):
+    """A mistake of the user, in one sentence that names the culprit and what is possible."""
+
+    def __init__(self, sentence):
+        # From a DataLoader process an error arrives with a traceback before the sentence.
+        super().__init__(str(sentence).rsplit("UserError: ", 1)[-1].strip())
+
+
+@contextmanager
+def exit_in_words(script):
+    """Decorates main() or surrounds code: a UserError ends it by its sentence and exit code 2."""
+    try:
+        yield
+    except UserError as error:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(10)       # mostly rank 0 has the same error; torchrun ends this process then
+        print(f"{script}: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 # ---- Files ---------------------------------------------------------------------------------------
@@ -66,6 +90,22 @@ def write_whole(path):
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def lock_folder(folder):
+    """Keep a folder to this process until it ends. Makes the folder. UserError: another has it."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        lock = open(Path(folder, ".lock"), "w")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        LOCKS.append(lock)
+    except BlockingIOError as error:
+        raise UserError(f"{folder}: another run is using this folder") from error
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+
+
+LOCKS = []      # open files, as a lock lasts while its file is open
 
 
 def list_files(folder, endings, suffix="", pattern="*"):
@@ -209,7 +249,7 @@ def read_class_table(preset, root=None):
     """
     if preset == "toy":
         return toy.CLASSES, toy.PALETTE, toy.UNKNOWN
-    if preset == "folder":
+    if preset in ("folder", "small"):
         return read_classes(Path(root) / "classes.txt")
     if preset == "cityscapes":
         from torchvision.datasets import Cityscapes     # slow to import, needed here only
@@ -232,7 +272,7 @@ def first_folder(root, *choices):
 
 def find_files(preset, root, split):
     """({name: path of a photo}, {name: path of a label map}) of one split, "train" or "val"."""
-    if preset == "folder":
+    if preset in ("folder", "small"):
         choices = ["train"] if split == "train" else ["val", "validation", "test"]
         folder = first_folder(root / "images", *choices)
         return list_files(folder, PHOTOS), list_files(root / "labels" / folder.name, PNGS)
@@ -283,7 +323,7 @@ class SceneDataset(torch.utils.data.Dataset):
         with Image.open(label) as picture:
             label_size = picture.size[::-1]
         # A phone's photo needs turning. The published label maps fit the pixels as stored.
-        return read_photo(photo, size, upright=self.name == "folder", label_size=label_size), labels
+        return read_photo(photo, size, upright=self.name in ("folder", "small"), label_size=label_size), labels
 
     def __getitem__(self, key):
         index, epoch = key if isinstance(key, tuple) else (key, None)

@@ -1,20 +1,19 @@
 """The losses of OASIS: weighted (N+1)-class cross-entropy (Eq. 1 and Eq. 2) and LabelMix.
 
-    python losses.py       # draws losses.png: a LabelMix example and the class weights of a batch
+All that the two networks are taught (Sec. 2). x is a photograph with its label map t, and
+x̂ = G(z, t) the image that G paints from t and noise z:
 
-The whole supervision of the two networks (Sec. 2), with x̂ = G(z, t):
+    D minimises   real_loss(D(x), t)  +  fake_loss(D(x̂))  +  λ · labelmix_loss   (Eq. 1 + λ · L_cons)
+    G minimises   real_loss(D(x̂), t)                                             (Eq. 2)
 
-    D minimises   real_loss(D, x, t)  +  fake_loss(D, x̂)  +  λ · labelmix_loss   (Eq. 1 + λ L_cons)
-    G minimises   real_loss(D, x̂, t)                                             (Eq. 2)
+D learns to name the class of every pixel of a photograph, and to call every pixel of a painted
+image "fake", class N+1. G learns to paint so that D reads t from its image: for every pixel G is
+told which class D saw instead of the right one. λ weighs LabelMix against the rest; the paper
+prints no value, the authors' code has 5 or 10.
 
-D is trained to name the class of every pixel of a photograph x, and to call every pixel of a
-generated image "fake", class N+1. G is trained so that D reads t from its image: it is told, for
-every pixel, which class D saw instead of the right one. λ: the paper prints no value, the authors'
-code has 5 or 10.
-
-The functions take D's logits, (B, N+1, H, W); the paper's D(x) is their softmax. Label maps t are
-(B, H, W) int64. The sums over pixels in Eq. 1 and 2 are taken as means, so that a loss does not
-depend on the image size.
+The functions take D's logits, (B, N+1, H, W); the paper's D(x) is their softmax. Label maps are
+(B, H, W) int64. Where Eq. 1 and 2 sum over pixels, we take the mean, so that a loss does not depend
+on the image size.
 """
 
 import torch
@@ -127,39 +126,8 @@ def discriminator_losses(logits, labels, weights, mask):
 
     logits: of x, x̂ and their mixture in one batch (3B, N+1, H, W); (2B, …) without a mixture.
     """
-    logits_real, logits_fake, *mix = logits.split(len(labels))
-    consistency = labelmix_loss(*mix, logits_real, logits_fake, mask) if mix else 0 * logits.sum()
-    return real_loss(logits_real, labels, weights), fake_loss(logits_fake), consistency
-
-
-# ---- python losses.py ----------------------------------------------------------------------------
-
-
-def main():
-    """Draw a LabelMix example and the class weights of a batch of eight drawn scenes."""
-    import matplotlib.pyplot as plt
-
-    import toy
-
-    # One scene in the colours of noon and of autumn stands for x and x̂.
-    noon, autumn = list(toy.MOODS.values())[:2]
-    labels = torch.stack([torch.from_numpy(toy.draw_scene(0, i, 128, 128)[1]) for i in range(8)])
-    x, x_hat = (torch.from_numpy(toy.draw_scene(0, 0, 128, 128, m)[0]) for m in (noon, autumn))
-    mask = labelmix_mask(labels[:1].long(), len(toy.CLASSES), torch.Generator().manual_seed(2))
-    mix = labelmix(x, x_hat, mask[0, 0, :, :, None])
-    figure, axes = plt.subplot_mosaic("01234;wwwww", figsize=(12, 5.5))
-    titles = ("label map t", "real x", "generated x̂ (stand-in)", "mask M, a coin per class",
-              "M ⊙ x + (1 − M) ⊙ x̂")
-    for i, image in enumerate((toy.PALETTE[labels[0]], x, x_hat, mask[0, 0], mix)):
-        axes[str(i)].imshow(image, cmap="gray")
-        axes[str(i)].set_title(titles[i], fontsize=9)
-        axes[str(i)].axis("off")
-    axes["w"].bar(toy.CLASSES, class_weights(labels, len(toy.CLASSES), toy.UNKNOWN),
-                  color=toy.PALETTE / 255)
-    axes["w"].set_title("class weight α: rare classes weigh more, unknown nothing", fontsize=9)
-    figure.savefig("losses.png", dpi=80, bbox_inches="tight")
-    print("losses.png: a LabelMix example and the class weights of a batch")
-
-
-if __name__ == "__main__":
-    main()
+    parts = logits.split(len(labels))
+    consistency = torch.zeros((), device=logits.device)
+    if len(parts) == 3:
+        consistency = labelmix_loss(parts[2], parts[0], parts[1], mask)
+    return real_loss(parts[0], labels, weights), fake_loss(parts[1]), consistency

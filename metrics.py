@@ -29,7 +29,9 @@ from tqdm import tqdm
 import data
 import losses
 import oasis
-from oasis import UserError
+import sample
+from data import UserError
+from processes import gather, rank_and_size, start_processes
 
 METRICS = {     # name -> what it says
     "miou": "mean intersection over union of a fixed segmentation network ↑ (Table 1)",
@@ -40,14 +42,6 @@ METRICS = {     # name -> what it says
 # FID's weights, and how their SHA-256 begins.
 INCEPTION = ("https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
              "pt_inception-2015-12-05-6726825d.pth", "6726825d")
-
-
-def gather(value):
-    """This value as every process has it, in a list. A tensor must be on the CPU."""
-    values = [value] * oasis.rank_and_size()[1]
-    if dist.is_initialized():
-        dist.all_gather_object(values, value)
-    return values
 
 
 # ---- Fréchet Inception distance ------------------------------------------------------------------
@@ -127,7 +121,7 @@ class InceptionFeatures(nn.Module):
         super().__init__()
         with torch.device("meta"):      # draws no random numbers
             network = torchvision.models.Inception3(1008, aux_logits=False, init_weights=False)
-        network.load_state_dict(oasis.read_tensors(weights or fetch(*INCEPTION)), assign=True)
+        network.load_state_dict(sample.read_tensors(weights or fetch(*INCEPTION)), assign=True)
         # What the classifier would read are the features.
         network.fc = nn.Identity()
         # torchvision has a later network than FID's of 2015. That one leaves the padding out of
@@ -241,7 +235,7 @@ def train_segmenter(dataset, device, steps=None, workers=0):
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
     order = iter(data.BatchSampler(len(dataset), min(batch_size, len(dataset)), seed=0))
     loader = data.make_loader(dataset, [next(order) for _ in range(steps)], workers)
-    quiet = oasis.rank_and_size()[0] > 0 or None
+    quiet = rank_and_size()[0] > 0 or None
     for images, labels in tqdm(loader, "segmenter", leave=False, disable=quiet):
         images, labels = images.to(device, torch.get_default_dtype()), labels.to(device)
         # Square roots of OASIS's class weights: half way between the plain loss, which forgets
@@ -351,10 +345,10 @@ class Scorer:
         """A file of the run folder, if it has this key; else what make() returns, kept there."""
         path = self.run_dir and Path(self.run_dir, name)
         # All processes take what the first one finds or makes.
-        content = gather(oasis.read_tensors(path) if path and path.is_file() else {})[0]
+        content = gather(sample.read_tensors(path) if path and path.is_file() else {})[0]
         if content.get("key") != key:
             content = {"key": key, **gather(make())[0]}
-            if path and oasis.rank_and_size()[0] == 0:
+            if path and rank_and_size()[0] == 0:
                 with data.write_whole(path) as partial:
                     torch.save(content, partial)
         return content
@@ -372,7 +366,7 @@ class Scorer:
         This process gets its share of the images start, start + step, …, in whole batches: an
         image always has the same neighbours, so any number of processes gives the same bits.
         """
-        rank, processes = oasis.rank_and_size()
+        rank, processes = rank_and_size()
         indices = torch.arange(start, self.count, step).split(self.batch_size)
         batches = [batch.tolist() for batch in indices[rank::processes]]
         loader = data.make_loader(self.val_set, batches, self.workers)
@@ -380,7 +374,8 @@ class Scorer:
         for batch, (images, labels) in zip(batches, bar):
             images, labels = images.to(torch.get_default_dtype()), labels.to(self.device)
             if generator is not None:
-                noise = oasis.noise_from_seeds([self.seed + i for i in batch], generator.noise_dim)
+                noise = oasis.draw_noise([self.seed + i for i in batch], labels.shape[1:],
+                                         generator.noise_dim, generator.pixel_noise)
                 images = generator(labels, noise.to(self.device))
             yield images.to(self.device), labels
 
@@ -411,7 +406,7 @@ def score_folders(args, device):
     if not (args.real and args.fake) or args.checkpoint or args.metrics not in (None, ["fid"]):
         raise UserError("--real DIR and --fake DIR belong together, and are compared by fid")
     network = InceptionFeatures(args.inception).to(device)
-    rank, processes = oasis.rank_and_size()
+    rank, processes = rank_and_size()
     real, fake = ([*data.list_files(folder, data.PHOTOS).values()][:args.num_images]
                   for folder in (args.real, args.fake))
 
@@ -430,7 +425,7 @@ def score_folders(args, device):
 
 def open_run(path, data_root=None):
     """A checkpoint file -> (its dictionary, its training set, its validation set). UserError."""
-    checkpoint = oasis.load_checkpoint(path)
+    checkpoint = sample.load_checkpoint(path)
     settings, about = checkpoint["settings"], checkpoint["dataset"]
     train_set, val_set = (
         data.open_dataset(about["preset"], split, about["size"], data_root or settings["data_root"],
@@ -443,9 +438,9 @@ def open_run(path, data_root=None):
 
 def score_checkpoint(args, device):
     """Prints the scores of a checkpoint."""
-    path = oasis.find_checkpoint(args.checkpoint)
+    path = sample.find_checkpoint(args.checkpoint)
     checkpoint, train_set, val_set = open_run(path, args.data_root)
-    G, D = oasis.build_generator(checkpoint), oasis.build_discriminator(checkpoint)
+    G, D = sample.build_generator(checkpoint), sample.build_discriminator(checkpoint)
     names = args.metrics or ["miou", "fd_segmenter", *["d_miou"] * (D is not None)]
     if D is None and "d_miou" in names:
         raise UserError(f"d_miou: {path} holds no discriminator that segments")
@@ -455,7 +450,7 @@ def score_checkpoint(args, device):
         run_dir=None if "segmenter" in checkpoint else path.parent, inception=args.inception,
         workers=4 if device.type == "cuda" else 0)
     scores = scorer(G.to(device), D and D.to(device))
-    if oasis.rank_and_size()[0] > 0:
+    if rank_and_size()[0] > 0:
         return
     print(f"scores of {path}")
     show(scorer, scores)
@@ -465,7 +460,7 @@ def score_checkpoint(args, device):
             print("{:25s} IoU {:7.4f}, of the real images {:7.4f}".format(*row))
 
 
-@oasis.exit_in_words("metrics.py")
+@data.exit_in_words("metrics.py")
 def main(argv=None):
     known = "\n".join(f"  {name:13s} {text}" for name, text in METRICS.items())
     parser = argparse.ArgumentParser(
@@ -485,7 +480,7 @@ def main(argv=None):
     add("--inception", metavar="FILE", help="weights of FID's network, if not downloaded")
     add("--per-class", action="store_true", help="also print the IoU of each class")
     args = parser.parse_args(argv)
-    device = oasis.start_processes()
+    device = start_processes()
     (score_folders if args.real or args.fake else score_checkpoint)(args, device)
     if dist.is_initialized():
         dist.destroy_process_group()

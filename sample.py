@@ -17,6 +17,8 @@ else to samples/. Their names carry label map, seed and edit. A contact sheet sh
 """
 
 import argparse
+import importlib
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,54 @@ from tqdm import tqdm
 
 import data
 import oasis
+from data import UserError
+
+# ---- Checkpoints ---------------------------------------------------------------------------------
+
+def find_checkpoint(path=None):
+    """The path itself, else latest.pt of the newest run, else the model of this repository."""
+    runs = sorted(Path("runs").glob("*/latest.pt"), key=lambda file: file.stat().st_mtime)
+    included = Path(__file__).resolve().parent / "assets" / "toy.pt"
+    return Path(path or (runs[-1] if runs else included))
+
+
+def read_tensors(path):
+    """What torch.save wrote, on the CPU; weights_only: a file can run no code. UserError."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: there is no such file")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, LookupError, pickle.UnpicklingError) as e:
+        raise UserError(f"{path}: not a checkpoint, or one that was cut off") from e
+
+
+def load_checkpoint(path):
+    """A checkpoint of train.py as a dictionary; train.State says what is in it. UserError."""
+    checkpoint = read_tensors(path)
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") != "oasis-run-2":
+        raise UserError(f"{path}: not a checkpoint of this edition's train.py; the authors' *.pth "
+                        f"files become one by python -m extras.released")
+    return checkpoint
+
+
+def build_generator(checkpoint):
+    """The averaged generator, whose images the paper reports; in eval mode, without gradients."""
+    module, name = checkpoint["generator_class"].rsplit(".", 1)
+    # Only a variant's generator lives elsewhere; a file must not choose what is imported.
+    module = importlib.import_module(module if module.startswith("extras.") else "oasis")
+    network = getattr(module, name)(**checkpoint["generator_args"])
+    network.load_state_dict(checkpoint["ema"])
+    return network.to(memory_format=torch.channels_last).requires_grad_(False).eval()
+
+
+def build_discriminator(checkpoint):
+    """D in eval mode, without gradients; None where the file has none, or a variant's."""
+    if checkpoint.get("discriminator_class") != "oasis.Discriminator":
+        return None
+    network = oasis.Discriminator(**checkpoint["discriminator_args"])
+    network.load_state_dict(checkpoint["discriminator"])
+    return network.to(memory_format=torch.channels_last).requires_grad_(False).eval()
+
 
 # ---- A model and what it can do: arrays in, arrays out, also for notebooks -----------------------
 
@@ -46,8 +96,8 @@ class Model:
 
 def load_model(path=None, device="cpu"):
     """Checkpoint file -> Model. Without a path: the newest run, else assets/toy.pt. UserError."""
-    checkpoint = oasis.load_checkpoint(oasis.find_checkpoint(path))
-    G, D = oasis.build_generator(checkpoint), oasis.build_discriminator(checkpoint)
+    checkpoint = load_checkpoint(find_checkpoint(path))
+    G, D = build_generator(checkpoint), build_discriminator(checkpoint)
     known = checkpoint["dataset"]
     return Model(G.to(device), D and D.to(device), known["preset"], known["class_names"],
                  np.array(known["palette"], np.uint8), known["ignore_label"],
@@ -148,7 +198,7 @@ def find_region(args, model, labels):
     word, names = args.resample_class, model.class_names
     found = [k for k, name in enumerate(names) if word in (name, str(k))]
     if not found:
-        raise oasis.UserError(f"there is no class {word!r}; there are {', '.join(names)}")
+        raise UserError(f"there is no class {word!r}; there are {', '.join(names)}")
     return labels == found[0]
 
 
@@ -226,16 +276,16 @@ def parse_arguments(argv):
     return parser.parse_args(argv)
 
 
-@oasis.exit_in_words("sample.py")
+@data.exit_in_words("sample.py")
 def main(argv=None):
     """Draws what the options ask for; prints the model, the contact sheet's path, the change."""
     args = parse_arguments(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    path = oasis.find_checkpoint(args.checkpoint)
+    path = find_checkpoint(args.checkpoint)
     model = load_model(path, device)
     print(f"{path}: {model.preset}, {len(model.palette)} classes, step {model.step}, on {device}")
     if args.recreate is not None and not model.discriminator:
-        raise oasis.UserError(f"{path}: holds no discriminator that could read label maps")
+        raise UserError(f"{path}: holds no discriminator that could read label maps")
     folder = Path(args.out or f"samples/{path.resolve().parent.name}-{path.stem}-step{model.step}")
     place = Path(args.resample_class or args.resample_mask or "").stem.replace(" ", "-")
     start = f"_seed{args.seed}_resample-{place}" if place else ""
@@ -245,7 +295,7 @@ def main(argv=None):
         if row:
             rows, changes = [*rows, row][:16], [*changes, change]     # a sheet has 16 rows at most
     if not rows:
-        raise oasis.UserError("none of the label maps has a pixel to change")
+        raise UserError("none of the label maps has a pixel to change")
     kind = "_recreated" * (args.recreate is not None) + start + "_walk" * bool(args.interpolate)
     sheet, scale = folder / f"contact_sheet{kind}.png", 2 if max(model.size) <= 128 else 1
     save(data.picture_grid([list(row.values()) for row in rows], list(rows[0]), scale), sheet)

@@ -17,7 +17,7 @@ Lengths are in picture heights, y downwards, so a scene looks the same at every 
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, gaussian_filter
 from scipy.special import softmax
 
 # A mood is six weights that sum to 1, one for each named mood. Mixtures are scenes too: a gradual
@@ -59,7 +59,13 @@ SHADING = {SKY: ((MOUNTAIN, MEADOW, WATER), 0.14), MEADOW: ((SKY, MOUNTAIN, WATE
 UPPER_RIM = 0.04
 HALO = np.array([1.0, 0.95, 0.8])         # colour of the light around the sun
 
-STREAM_LAYOUT, STREAM_MOOD = 100, 101     # purposes of random numbers
+# Random texture. A field of Gaussian numbers, smoothed over these lengths (vertical, horizontal),
+# makes each pixel lighter or darker; strength is the standard deviation of the factor.
+TEXTURE = {SKY: (0.02, 0.04, 0.08), MOUNTAIN: (0.03, 0.012, 0.10), MEADOW: (0.025, 0.007, 0.14),
+           WATER: (0.006, 0.03, 0.11), ROAD: (0.007, 0.007, 0.08), TREE: (0.016, 0.016, 0.19),
+           WALL: (0.012, 0.03, 0.08), ROOF: (0.007, 0.02, 0.13), WOOD: (0.04, 0.006, 0.08)}
+
+STREAM_LAYOUT, STREAM_MOOD, STREAM_TEXTURE = 100, 101, 102     # purposes of random numbers
 
 
 # ---- The layout, which the label map tells -------------------------------------------------------
@@ -205,7 +211,21 @@ def draw_mood(seed, index):
     return softmax(PURITY * rng.standard_normal(len(MOODS)))
 
 
-def draw_scene(seed, index, height, width, mood=None):
+def add_texture(image, labels, rng):
+    """Grass, leaves, tiles, ripples: image (H, W, 3) and labels (H, W) -> image, in 0 ... 1.
+
+    Neither the label map nor the mood tells this texture. A generator needs noise at every pixel to
+    paint it.
+    """
+    factor = np.ones(labels.shape)
+    for label, (vertical, horizontal, strength) in TEXTURE.items():
+        field = rng.standard_normal(labels.shape)
+        field = gaussian_filter(field, (vertical * len(labels), horizontal * len(labels)))
+        np.copyto(factor, 1 + strength * field / field.std(), where=labels == label)
+    return np.clip(image * factor[..., None], 0, 1)
+
+
+def draw_scene(seed, index, height, width, mood=None, texture=True):
     """One toy scene -> (image uint8 (H, W, 3) RGB, labels uint8 (H, W)), the same every time.
 
     mood: a name from MOODS, or six weights; None: what draw_mood draws. The
@@ -217,6 +237,9 @@ def draw_scene(seed, index, height, width, mood=None):
     canvas, aspect = Canvas(height, width), width / height
     paint_things(canvas, rng, aspect, paint_land(canvas, rng, aspect))
     image = light(canvas.labels, MOODS[mood] if isinstance(mood, str) else mood)
+    if texture:
+        rng = np.random.default_rng((seed, STREAM_TEXTURE, index))
+        image = add_texture(image, canvas.labels, rng)
     return (image * 255).round().astype(np.uint8), canvas.labels
 
 

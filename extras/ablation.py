@@ -31,13 +31,15 @@ import torch.nn.functional as F
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 from tqdm import tqdm
 
+import processes
+import sample
 import data
 import losses
 import metrics
 import oasis
 import train
 from extras import scores
-from oasis import UserError
+from data import UserError
 
 ROWS = {                                            # name of the row: script and its options
     "oasis": "train",
@@ -89,7 +91,7 @@ def second_judge(out, dataset, device, steps):
         train_lraspp(network, dataset, size, steps)
         with data.write_whole(path) as partial:
             torch.save(network.state_dict(), partial)
-    network.load_state_dict(oasis.read_tensors(path))
+    network.load_state_dict(sample.read_tensors(path))
     network.requires_grad_(False).eval()
     return metrics.Segmenter(lambda images: network(images)["out"], dataset, size=size)
 
@@ -131,7 +133,7 @@ class Run:
         return code == 0
 
     def checkpoint(self):
-        return oasis.load_checkpoint(self.folder / "latest.pt")
+        return sample.load_checkpoint(self.folder / "latest.pt")
 
     def measure(self, val_set, judge, device, maps):
         """{column: value}: the run's last scores, and those that training does not measure."""
@@ -140,7 +142,7 @@ class Run:
             return json.loads(kept.read_text())
         checkpoint = self.checkpoint()
         result, log = dict(checkpoint["scores"][-1]), checkpoint["log"]
-        G = oasis.build_generator(checkpoint).to(device)
+        G = sample.build_generator(checkpoint).to(device)
         second = metrics.Scorer(val_set, None, device, ["miou"], segmenter=judge)(G)
         result.update(miou_lraspp=second["miou"], miou_lraspp_real=second["miou_real"],
                       **scores.score(G, val_set, ("ms_ssim", "colour"), maps, device=device))
@@ -187,7 +189,7 @@ def save_curves(runs, path):
 @torch.no_grad()
 def save_sheet(runs, val_set, device, path):
     """Every row's pictures of the same label maps from the same noise seeds, side by side."""
-    columns = {run.row: oasis.build_generator(run.checkpoint()).to(device) for run in runs}
+    columns = {run.row: sample.build_generator(run.checkpoint()).to(device) for run in runs}
     grid = []
     for i in range(0, len(val_set), max(1, len(val_set) // 5))[:5]:
         image, labels = val_set[i]
@@ -205,11 +207,11 @@ def ablate(args, common):
     """Train, measure, print. Returns False where a run failed."""
     out = Path(args.out).resolve()
     runs = [Run(row, seed, out, common) for seed in args.seeds for row in args.rows]
-    s = train.parse_arguments([*common, "--run-dir", str(out)])
+    s = train.parse_settings([*common, "--run-dir", str(out)])
     train_set, val_set = (data.open_dataset(
         s.preset, split, (s.height, s.width), s.data_root or None, seed=s.data_seed,
         subset=s.subset or None) for split in ("train", "val"))
-    device = oasis.start_processes()
+    device = processes.start_processes()
     metrics.Scorer(val_set, train_set, device, ["miou"], run_dir=out,
                    segmenter_steps=s.segmenter_steps or None).prepare()
     judge, processes = second_judge(out, train_set, device, args.judge_steps), []
@@ -238,7 +240,7 @@ def ablate(args, common):
     return len(done) == len(runs)
 
 
-@oasis.exit_in_words("extras.ablation")
+@data.exit_in_words("extras.ablation")
 def main(argv=None):
     """The command line. Exit code 0: done; 1: a run failed or was stopped; 2: a user's mistake."""
     parser = argparse.ArgumentParser("extras.ablation", description=__doc__, allow_abbrev=False,

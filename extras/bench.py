@@ -32,6 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+import data
 import losses
 import oasis
 import train
@@ -64,7 +65,7 @@ def make_workloads(settings, G, D, ema, training_step=train.training_step):
 
     def step():
         training_step(G, D, *optimizers, batch, s)
-        train.update_ema(ema, G, s.ema_decay)
+        train.update_average(ema, G, s.ema_decay)
 
     @torch.no_grad()
     def generate():
@@ -236,7 +237,7 @@ def count_graphs(settings, steps=20):
 
 def print_counts(s):
     """What a training step consists of."""
-    graphs, breaks = count_graphs(train.parse_arguments(
+    graphs, breaks = count_graphs(train.parse_settings(
         "--preset toy --channels 2 --height 32 --width 32 --batch-size 2".split()))
     with fake_gpu():
         G, D, ema = make_networks(s, torch.device("cuda", 0))
@@ -252,7 +253,7 @@ def print_counts(s):
         print(f"    {number} × {operation}")
 
 
-@oasis.exit_in_words("extras.bench")
+@data.exit_in_words("extras.bench")
 def main(argv=None):
     """The command line; options other than these are train.py's."""
     parser = argparse.ArgumentParser("extras.bench", description=__doc__, allow_abbrev=False,
@@ -260,7 +261,7 @@ def main(argv=None):
     parser.add_argument("-n", type=int, default=5, help="timed runs (default: 5)")
     parser.add_argument("--count", action="store_true", help="count on fake tensors, time nothing")
     args, rest = parser.parse_known_args(argv)
-    settings = train.parse_arguments(rest)
+    settings = train.parse_settings(rest)
     print_counts(settings) if args.count else print_times(settings, args.n)
 
 

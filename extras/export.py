@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+import sample
 import data
 import oasis
 
@@ -41,12 +42,12 @@ def compress(source, target):
 
 def export(path, out):
     """Checkpoint file of a run -> small checkpoint file. UserError."""
-    checkpoint = oasis.load_checkpoint(path)
+    checkpoint = sample.load_checkpoint(path)
     content = {name: checkpoint[name] for name in KEPT if name in checkpoint}
     content["settings"] = {**content["settings"], "run_dir": "", "data_root": ""}
     segmenter = Path(path).with_name("segmenter.pt")
     if segmenter.is_file():
-        content["segmenter"] = oasis.read_tensors(segmenter)
+        content["segmenter"] = sample.read_tensors(segmenter)
     with data.write_whole(out) as partial:
         torch.save(halve(content), partial)
         compressed = partial.with_suffix(".small")
@@ -55,7 +56,7 @@ def export(path, out):
     print(f"{out}: {Path(out).stat().st_size / 1e6:.2f} MB")
 
 
-@oasis.exit_in_words("extras.export")
+@data.exit_in_words("extras.export")
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", metavar="FILE", help="latest.pt or best.pt of a run")

@@ -77,7 +77,7 @@ def save_sheets(folder, labels, real, fake, seeds, palette, scale=4):
 def judge(path, folder="."):
     """Print all figures of a checkpoint of the toy, write the sheets. Returns {name: value}."""
     checkpoint, train_set, val_set = metrics.open_run(path)
-    G, D = oasis.build_generator(checkpoint), oasis.build_discriminator(checkpoint)
+    G, D = sample.build_generator(checkpoint), sample.build_discriminator(checkpoint)
     images, labels = (torch.stack(t) for t in zip(*(val_set[i] for i in range(len(val_set)))))
     real, fake = data.to_uint8(images), paint_all(G, labels, range(len(labels)))
     seeds = paint_all(G, labels[:1].expand(64, -1, -1), range(64))
@@ -110,8 +110,8 @@ def main(argv=None):
     parser.add_argument("--checkpoint", help="a run's latest.pt (without: as for sample.py)")
     parser.add_argument("--output", default=".", help="folder of the two sheets")
     args = parser.parse_args(argv)
-    with oasis.exit_in_words("judge.py"):
-        path = oasis.find_checkpoint(args.checkpoint)
+    with data.exit_in_words("judge.py"):
+        path = sample.find_checkpoint(args.checkpoint)
         print(path)
         judge(path, args.output)
 

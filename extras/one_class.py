@@ -22,7 +22,7 @@ SIZE = 128      # pixels: the middle is farther from the image's borders than G'
 def build(checkpoint, padding):
     """The averaged generator of a checkpoint, with another padding and the same weights."""
     args = {**checkpoint["generator_args"], "padding": padding}
-    return oasis.build_generator({**checkpoint, "generator_args": args})
+    return sample.build_generator({**checkpoint, "generator_args": args})
 
 
 def one_class(checkpoint, label, seed=0):
@@ -43,11 +43,11 @@ def main(argv=None):
     parser.add_argument("--label", default="meadow", help="the class (default: meadow)")
     parser.add_argument("--out", default="one_class.png", help="the picture")
     args = parser.parse_args(argv)
-    with oasis.exit_in_words("extras.one_class"):
-        checkpoint = oasis.load_checkpoint(oasis.find_checkpoint(args.checkpoint))
+    with data.exit_in_words("extras.one_class"):
+        checkpoint = sample.load_checkpoint(sample.find_checkpoint(args.checkpoint))
         names = checkpoint["dataset"]["class_names"]
         if args.label not in names:
-            raise oasis.UserError(f"--label {args.label}: there are {', '.join(names)}")
+            raise data.UserError(f"--label {args.label}: there are {', '.join(names)}")
         pictures = one_class(checkpoint, names.index(args.label))
         with data.write_whole(args.out) as partial:
             data.picture_grid([list(pictures.values())], list(pictures), 2).save(partial)

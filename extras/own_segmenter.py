@@ -32,6 +32,8 @@ from pathlib import Path
 import torch
 from torch.export.passes import move_to_device_pass
 
+import processes
+import sample
 import data
 import metrics
 import oasis
@@ -45,14 +47,14 @@ def load_exported(path, dataset, device="cpu", size=None, classes=None):
     """
     path = Path(path)
     if not zipfile.is_zipfile(path):
-        raise oasis.UserError(f"{path}: not a file that torch.export.save wrote")
+        raise data.UserError(f"{path}: not a file that torch.export.save wrote")
     program = move_to_device_pass(torch.export.load(path), str(device)).module()
     table = read_classes(classes, dataset) if classes else list(range(dataset.num_classes))
 
     def network(images):
         logits = program(images)
         if logits.shape[1] != len(table):
-            raise oasis.UserError(f"{path} knows {logits.shape[1]} classes, not {len(table)}; "
+            raise data.UserError(f"{path} knows {logits.shape[1]} classes, not {len(table)}; "
                                   f"--classes FILE, with a line for each, names them")
         return logits
     digits = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
@@ -67,7 +69,7 @@ def read_classes(path, dataset):
     lines = data.read_lines(path)
     for number, line in enumerate(lines, 1):
         if line not in names:
-            raise oasis.UserError(f"{path}, line {number}: {line!r} is no class of {dataset.name}, "
+            raise data.UserError(f"{path}, line {number}: {line!r} is no class of {dataset.name}, "
                                   f"no id below {dataset.num_classes}, and not -")
     return [names[line] for line in lines]
 
@@ -83,15 +85,15 @@ def main(argv=None):
                         help="resize images to this for it (default: as they are)")
     parser.add_argument("--num-images", type=int, metavar="N", help="the first N (default: all)")
     args = parser.parse_args(argv)
-    with oasis.exit_in_words("own_segmenter.py"):
-        checkpoint, _, val_set = metrics.open_run(oasis.find_checkpoint(args.checkpoint),
+    with data.exit_in_words("own_segmenter.py"):
+        checkpoint, _, val_set = metrics.open_run(sample.find_checkpoint(args.checkpoint),
                                                   args.data_root)
-        device = oasis.start_processes()
+        device = processes.start_processes()
         segmenter = load_exported(args.network, val_set, device, args.size, args.classes)
         scorer = metrics.Scorer(val_set, None, device, ["miou"], num_images=args.num_images,
                                 segmenter=segmenter)
-        scores = scorer(oasis.build_generator(checkpoint).to(device))
-        if oasis.rank_and_size()[0] == 0:
+        scores = scorer(sample.build_generator(checkpoint).to(device))
+        if processes.rank_and_size()[0] == 0:
             metrics.show(scorer, scores)
 
 

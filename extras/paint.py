@@ -56,7 +56,7 @@ def from_canvas(value, palette, size):
         pictures = [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
                     for url in str(value).split(" ")]
         if [picture.size for picture in pictures] != 2 * [size[::-1]]:
-            raise oasis.UserError("the canvas must be two pictures, label map and area, of "
+            raise data.UserError("the canvas must be two pictures, label map and area, of "
                                   f"{size[1]}×{size[0]} pixels (width × height)")
         pixels, area = (np.asarray(picture.convert("RGBA")) for picture in pictures)
     labels = cKDTree(palette).query(pixels[..., :3].reshape(-1, 3))[1]
@@ -101,7 +101,7 @@ class Painter:
         """The noise at the slider's end becomes the present one -> scene, state, slider."""
         labels, area = from_canvas(canvas, self.model.palette, self.model.size)
         if not everywhere and not area.any():
-            raise oasis.UserError("choose 'area' and mark the pixels that shall change")
+            raise data.UserError("choose 'area' and mark the pixels that shall change")
         seeds = np.where(area | everywhere, state["end"], state["seeds"])
         end = state["end"] + 1
         return *self.show(state | {"labels": labels, "seeds": seeds, "end": end}), 0
@@ -117,7 +117,7 @@ class Painter:
 
     def next_map(self, state):
         if not self.dataset:
-            raise oasis.UserError("there are no validation label maps here; --data-root names them")
+            raise data.UserError("there are no validation label maps here; --data-root names them")
         labels = self.dataset[state["number"] % len(self.dataset)][1].numpy()
         return self.exchange(state | {"number": state["number"] + 1}, labels)
 
@@ -129,7 +129,7 @@ class Painter:
     def recreate(self, file, state):
         """Figure 4: the label map that D sees in a photo."""
         if self.model.discriminator is None:
-            raise oasis.UserError("this checkpoint holds no discriminator that could read a photo")
+            raise data.UserError("this checkpoint holds no discriminator that could read a photo")
         photo = data.read_photo(file, self.model.size, upright=True)
         return self.exchange(state, sample.predict_labels(self.model.discriminator, photo))
 
@@ -150,7 +150,7 @@ def in_words(handler):
     def wrapped(*arguments):
         try:
             return handler(*arguments)
-        except oasis.UserError as error:
+        except data.UserError as error:
             raise gr.Error(str(error), print_exception=False) from error
     return wrapped
 
@@ -193,7 +193,7 @@ def build_page(painter):
     return page
 
 
-@oasis.exit_in_words("extras.paint")
+@data.exit_in_words("extras.paint")
 def main(argv=None):
     parser = argparse.ArgumentParser("python -m extras.paint", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -203,7 +203,7 @@ def main(argv=None):
     add("--address", default="127.0.0.1", help="where to listen (default: loopback only)")
     add("--port", type=int, metavar="N", help="default: the first free one from 7860")
     args = parser.parse_args(argv)
-    path = oasis.find_checkpoint(args.checkpoint)
+    path = sample.find_checkpoint(args.checkpoint)
     model = sample.load_model(path, "cuda" if torch.cuda.is_available() else "cpu")
     print(f"{path}: {model.preset}, {len(model.palette)} classes, step {model.step}")
     root, dataset = args.data_root or model.settings["data_root"], None

@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import data
-from oasis import UserError, exit_in_words
+from data import UserError, exit_in_words
 
 
 # ---- Colours to ids ------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+import sample
 import data
 import oasis
 
@@ -49,9 +50,9 @@ def translate(state):
 
 def read(path, needed):
     """The tensors of a released file; UserError if it has none of the name `needed`."""
-    state = oasis.read_tensors(path)
+    state = sample.read_tensors(path)
     if not isinstance(state, dict) or needed not in state:
-        raise oasis.UserError(f"{path}: is not the file of the authors' released code that is "
+        raise data.UserError(f"{path}: is not the file of the authors' released code that is "
                               f"expected here; it holds no {needed}")
     return state
 
@@ -66,7 +67,7 @@ def load(network, state, path):
     try:
         network.load_state_dict(translate(state))
     except RuntimeError as error:
-        raise oasis.UserError(f"{path}: does not fit the networks of the paper: "
+        raise data.UserError(f"{path}: does not fit the networks of the paper: "
                               f"{str(error).splitlines()[1].strip()}"[:200]) from error
     return network.requires_grad_(False).eval()
 
@@ -102,7 +103,7 @@ def describe_dataset(preset, num_classes, data_root):
     else:
         names, palette, ignore_label = data.read_class_table(preset, data_root)
     if num_classes != len(names):
-        raise oasis.UserError(f"the generator draws {num_classes} classes, but {preset} has "
+        raise data.UserError(f"the generator draws {num_classes} classes, but {preset} has "
                               f"{len(names)}; --preset must name the dataset it was trained on")
     return {"preset": preset, "class_names": list(names), "palette": palette.tolist(),
             "ignore_label": ignore_label, "size": list(data.SIZES[preset])}
@@ -127,7 +128,7 @@ def make_checkpoint(path, preset, data_root=""):
     return checkpoint
 
 
-@oasis.exit_in_words("extras.released")
+@data.exit_in_words("extras.released")
 def main(argv=None):
     parser = argparse.ArgumentParser("python -m extras.released", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)

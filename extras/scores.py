@@ -25,6 +25,8 @@ from skimage.feature import local_binary_pattern
 from torch.nn.functional import avg_pool2d
 from tqdm import tqdm
 
+import processes
+import sample
 import data
 import metrics
 import oasis
@@ -46,7 +48,7 @@ def pairs(images, size=32):
 def num_scales(size):
     """How many of MS-SSIM's five scales fit: its 11×11 window must lie inside the smallest."""
     if min(size) < 11:
-        raise oasis.UserError(f"MS-SSIM needs images of at least 11×11, not {size[0]}×{size[1]}")
+        raise data.UserError(f"MS-SSIM needs images of at least 11×11, not {size[0]}×{size[1]}")
     return max(m for m in range(1, 6) if min(size) // 2 ** (m - 1) >= 11)
 
 
@@ -167,15 +169,15 @@ def main(argv=None):
                         help="(default: all four)")
     parser.add_argument("--num-images", type=int, metavar="N", help="the first N (default: all)")
     args = parser.parse_args(argv)
-    with oasis.exit_in_words("scores.py"):
+    with data.exit_in_words("scores.py"):
         names = args.metrics.split(",")
         if set(names) - {"ms_ssim", "lpips", "colour", "texture"}:
-            raise oasis.UserError("the scores are ms_ssim, lpips, colour and texture")
-        path = oasis.find_checkpoint(args.checkpoint)
+            raise data.UserError("the scores are ms_ssim, lpips, colour and texture")
+        path = sample.find_checkpoint(args.checkpoint)
         print(f"scoring {path}")
         checkpoint, _, val_set = metrics.open_run(path, args.data_root)
-        device = oasis.start_processes()
-        generator = oasis.build_generator(checkpoint).to(device)
+        device = processes.start_processes()
+        generator = sample.build_generator(checkpoint).to(device)
         scores = score(generator, val_set, names, args.num_images, device=device)
         texts = protocols(val_set, min(args.num_images or len(val_set), len(val_set)))
         for name, value in scores.items():

@@ -29,11 +29,15 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
+import processes
+import sample
+import data
 import losses
 import metrics
 import oasis
 import train
-from oasis import LEAK, UserError, convolution
+from data import UserError
+from oasis import LEAK, convolution
 
 # ---- Settings ------------------------------------------------------------------------------------
 
@@ -74,7 +78,7 @@ def parse_arguments(argv=None):
                    noise_dim=NOISE_DIMS[multimodal])
     presets = {name: {**preset, **changes} for name, preset in train.PRESETS.items()}
     presets["toy"]["patch_channels"] = presets["toy"]["d_channels"]
-    settings = train.parse_arguments(argv, Settings, presets)
+    settings = train.parse_settings(argv, Settings, presets)
     if settings.model == "oasis" and settings.multimodal == "encoder":
         raise UserError("--multimodal encoder: OASIS has none; choose noise or none")
     if settings.model != "oasis":           # SPADE's discriminator does not segment
@@ -250,7 +254,7 @@ class PerceptualLoss(nn.Module):
             network = torchvision.models.vgg19().features
         path = weights or metrics.fetch(*VGG19)
         state = {name.removeprefix("features."): tensor for name, tensor
-                 in oasis.read_tensors(path).items() if name.startswith("features.")}
+                 in sample.read_tensors(path).items() if name.startswith("features.")}
         if state.keys() != network.state_dict().keys():
             raise UserError(f"{path}: does not hold the weights of torchvision's VGG19")
         network.load_state_dict(state, assign=True)
@@ -277,7 +281,7 @@ def update(optimizer, network, loss):
     """One step of the optimizer along the gradient of the whole batch."""
     optimizer.zero_grad()
     loss.backward()
-    oasis.average_gradients(network)
+    processes.average_gradients(network)
     optimizer.step()
 
 
@@ -343,7 +347,7 @@ def oasis_step(G, D, optimizer_G, optimizer_D, batch, settings, perceptual=None)
                 loss_D_fake=of_fake.detach(), loss_labelmix=of_mix.detach())
 
 
-@oasis.exit_in_words("extras.spade")
+@data.exit_in_words("extras.spade")
 def main(argv=None):
     settings = parse_arguments(argv)
     perceptual = PerceptualLoss(settings.vgg_weights) if settings.lambda_vgg > 0 else None

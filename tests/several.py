@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+import data
 import oasis
 import train
 
@@ -23,7 +24,7 @@ TINY = ("--preset toy --height 32 --width 32 --channels 2 --num-blocks 3 --spade
 
 
 def settings(run_dir, *more):
-    return train.parse_arguments([*TINY, "--run-dir", str(run_dir), *map(str, more)])
+    return train.parse_settings([*TINY, "--run-dir", str(run_dir), *map(str, more)])
 
 
 def checkpoint(run_dir):
@@ -33,8 +34,8 @@ def checkpoint(run_dir):
 def slow_main(arguments, dtype=torch.float32):
     """train.main with a pause in every step, so that a signal comes in the midst of them."""
     torch.set_default_dtype(dtype)
-    update = train.update_ema
-    train.update_ema = lambda *a: (time.sleep(0.3), update(*a))
+    update = train.update_average
+    train.update_average = lambda *a: (time.sleep(0.3), update(*a))
     train.main(arguments)
 
 
@@ -56,7 +57,7 @@ def begin(threads, environment, log, function, arguments):
     os.dup2(file, 1), os.dup2(file, 2)
     os.environ.update(environment)
     torch.set_num_threads(threads)          # as many as the test: sums round alike
-    with oasis.exit_in_words("train.py"):
+    with data.exit_in_words("train.py"):
         function(*arguments)
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 import data
 import tiny_datasets as tiny
 import toy
-from oasis import UserError
+from data import UserError
 
 ROOT = os.path.dirname(data.__file__)
 # name: (preset, N, function that makes it, stored ids, stored id -> class id by definition)

@@ -16,6 +16,7 @@ from pytorch_fid.fid_score import calculate_frechet_distance
 from random_networks import inception_file, pytorch_fid_features, random_images  # noqa: F401
 from tiny_run import make_checkpoint, vivid
 
+import processes
 import data
 import metrics
 import oasis
@@ -210,7 +211,7 @@ def test_what_is_kept(toy_scorer, capsys):
 SCRIPT = """
 import sys, torch, torch.distributed as dist
 import data, metrics, oasis
-oasis.start_processes()
+processes.start_processes()
 for name in ("float32", "float64"):
     torch.set_default_dtype(getattr(torch, name))
     torch.manual_seed(0)
@@ -222,7 +223,7 @@ for name in ("float32", "float64"):
     scorer = metrics.Scorer(val, train, "cpu", ("miou", "fd_segmenter", "d_miou"), batch_size=4,
                             run_dir=f"{sys.argv[1]}/{name}", segmenter_steps=4)
     scores = scorer(G, D)
-    if oasis.rank_and_size()[0] == 0:
+    if processes.rank_and_size()[0] == 0:
         torch.save(scores, f"{sys.argv[1]}/{name}/scores.pt")
 if dist.is_initialized():
     dist.destroy_process_group()

@@ -11,6 +11,9 @@ import released_layout
 import torch
 from torch import nn
 
+import processes
+import sample
+import data
 import losses
 import oasis
 import train
@@ -130,7 +133,7 @@ def test_gradients_of_both_updates_of_the_released_code(golden_case, doubles):
 
 
 def test_batch_norm_is_pytorchs_forward_backward_and_in_its_buffers(doubles):
-    ours, theirs = (kind(5, affine=False) for kind in (oasis.BatchNorm, nn.BatchNorm2d))
+    ours, theirs = (kind(5, affine=False) for kind in (processes.BatchNorm, nn.BatchNorm2d))
     for _ in range(3):
         x = 3 * torch.randn(4, 5, 6, 7) + torch.arange(5.0)[:, None, None]
         g, leaves = torch.randn_like(x), [x.clone().requires_grad_() for _ in range(2)]
@@ -145,7 +148,7 @@ def test_batch_norm_is_pytorchs_forward_backward_and_in_its_buffers(doubles):
 
 def test_without_momentum_batch_norm_keeps_the_statistics_of_all_batches_as_one(doubles):
     """nn.BatchNorm2d averages the variances, and so leaves out how much the means differ."""
-    layer, n = oasis.BatchNorm(5, affine=False, momentum=None), 4 * 6 * 7
+    layer, n = processes.BatchNorm(5, affine=False, momentum=None), 4 * 6 * 7
     batches = [3 * torch.randn(4, 5, 6, 7) + 10 * shift for shift in torch.randn(6)]
     for batch in batches:
         layer(batch)
@@ -204,9 +207,9 @@ def test_any_multiple_of_32_passes_both_networks(size):
 
 def test_sizes_and_ids_that_cannot_be_drawn_are_refused_with_the_numbers():
     G, noise = small_generator(), torch.zeros(1, 64)
-    with pytest.raises(oasis.UserError, match="8×10 .*multiples of 4"):
+    with pytest.raises(data.UserError, match="8×10 .*multiples of 4"):
         G(torch.zeros(1, 8, 10).long(), noise)
-    with pytest.raises(oasis.UserError, match="ids outside 0 to 2"):
+    with pytest.raises(data.UserError, match="ids outside 0 to 2"):
         G(torch.tensor([[[0, 3] * 4] * 8]), noise)
 
 
@@ -248,7 +251,7 @@ def test_the_middle_of_a_map_of_one_class_has_one_colour_to_the_last_bit(doubles
 
 def test_damaged_missing_and_foreign_files_are_refused_by_name(tmp_path):
     torch.save({"format": "oasis-run-2", "ema": torch.zeros(1000)}, tmp_path / "good.pt")
-    assert oasis.load_checkpoint(tmp_path / "good.pt")["ema"].shape == (1000,)
+    assert sample.load_checkpoint(tmp_path / "good.pt")["ema"].shape == (1000,)
     (tmp_path / "cut.pt").write_bytes((tmp_path / "good.pt").read_bytes()[:2000])
     (tmp_path / "text.pt").write_text("no checkpoint")
     (tmp_path / "empty.pt").touch()
@@ -257,5 +260,5 @@ def test_damaged_missing_and_foreign_files_are_refused_by_name(tmp_path):
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({"format": "oasis-run-2", "code": Path("x")}, tmp_path / "code.pt")   # pickled class
     for name in ("missing", "cut", "text", "empty", "folder", "released", "list", "code"):
-        with pytest.raises(oasis.UserError, match=f"{name}.pt: "):
-            oasis.load_checkpoint(tmp_path / f"{name}.pt")
+        with pytest.raises(data.UserError, match=f"{name}.pt: "):
+            sample.load_checkpoint(tmp_path / f"{name}.pt")

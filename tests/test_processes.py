@@ -15,6 +15,7 @@ import pytest
 import several
 import torch
 
+import processes
 import data
 import oasis
 import train
@@ -32,15 +33,15 @@ def variant(model):
 
 def settings(model, run_dir, *more):
     arguments = [*several.TINY, "--run-dir", str(run_dir), *map(str, more)]
-    return (train.parse_arguments(arguments) if model == "oasis" else
+    return (train.parse_settings(arguments) if model == "oasis" else
             spade.parse_arguments([*arguments, "--model", "spade+", "--lambda-vgg", "0"]))
 
 
 def one_step(model, s, out):
     """The gradients of both updates of one step, and its terms, into OUT/PROCESSES.pt."""
     torch.set_default_dtype(torch.float64)
-    device = oasis.start_processes()
-    rank, processes = oasis.rank_and_size()
+    device = processes.start_processes()
+    rank, processes = processes.rank_and_size()
     networks, step = variant(model)
     scenes = data.open_dataset("toy", "train", (32, 32))
     state = train.State(s, networks, scenes.num_classes, device)
@@ -68,7 +69,7 @@ def whole_run(model, s):
 def unequal_start(s):
     def networks(s, num_classes):
         G, D = train.make_networks(s, num_classes)
-        G.last.bias.data += oasis.rank_and_size()[0]
+        G.last.bias.data += processes.rank_and_size()[0]
         return G, D
     train.train(s, networks)
 

@@ -19,6 +19,7 @@ from several import checkpoint, settings
 from torch._dynamo.utils import counters
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+import data
 import losses
 import metrics
 import oasis
@@ -71,14 +72,14 @@ def refused(arguments, capsys):
 
 
 def test_settings_are_the_papers_and_help_tells_each_of_them(capsys):
-    s = train.parse_arguments(["--preset", "ade20k", "--data-root", "x"])
+    s = train.parse_settings(["--preset", "ade20k", "--data-root", "x"])
     assert (s.height, s.width, s.batch_size, s.epochs, s.noise_dim) == (256, 256, 32, 200, 64)
     assert (s.lr_g, s.lr_d, s.lambda_labelmix, s.ema_decay) == (1e-4, 4e-4, 10, 0.9999)
     assert tuple(s.init_gain) == (0.02, 0.02) and s.padding == "zeros" and s.precision == "fp32"
-    s = train.parse_arguments(["--preset", "cityscapes"])
+    s = train.parse_settings(["--preset", "cityscapes"])
     assert (s.height, s.width, s.batch_size, s.lr_g, s.lambda_labelmix) == (256, 512, 20, 4e-4, 5)
-    assert train.parse_arguments(["--preset", "coco-stuff", "--epochs", "7"]).epochs == 7
-    assert Path(train.parse_arguments(["--subset", "names.txt"]).subset).is_absolute()
+    assert train.parse_settings(["--preset", "coco-stuff", "--epochs", "7"]).epochs == 7
+    assert Path(train.parse_settings(["--subset", "names.txt"]).subset).is_absolute()
     with pytest.raises(SystemExit) as end:
         train.main(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
@@ -133,7 +134,7 @@ def test_the_average_has_statistics_of_its_own_however_often_they_are_measured()
     torch.manual_seed(0)
     G, other = (oasis.Generator(4, channels=2, num_blocks=2, spade_hidden=4) for _ in range(2))
     ema, before = copy.deepcopy(G), [p.clone() for p in G.parameters()]
-    train.update_ema(ema, other, 0.9)
+    train.update_average(ema, other, 0.9)
     for average, old, new in zip(ema.parameters(), before, other.parameters()):
         torch.testing.assert_close(average.data, 0.9 * old + 0.1 * new.data)
     maps = [torch.randint(4, (3, 8, 8), dtype=torch.uint8) for _ in range(4)]
@@ -283,7 +284,7 @@ def test_a_run_is_neither_overwritten_nor_changed(
 def test_resuming_goes_on_beyond_the_first_end_with_what_may_change(whole, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole, run)
-    train.train(train.parse_arguments(
+    train.train(train.parse_settings(
         ["--run-dir", str(run), "--resume", "--steps", "14", "--lr-g", "0"]))
     old, new = checkpoint(whole), checkpoint(run)
     assert new["step"] == 14 and new["settings"]["channels"] == 2
@@ -320,10 +321,10 @@ def test_a_gpu_that_is_missing_or_lacks_bfloat16_is_refused(tmp_path, monkeypatc
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported",
                         lambda including_emulation=True: including_emulation)
-    with pytest.raises(oasis.UserError, match="--precision bf16"):
+    with pytest.raises(data.UserError, match="--precision bf16"):
         train.train(settings(tmp_path, "--precision", "bf16"))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with pytest.raises(oasis.UserError, match="2 processes need a GPU each, this machine has 1"):
+    with pytest.raises(data.UserError, match="2 processes need a GPU each, this machine has 1"):
         train.train(settings(tmp_path))
 
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from common import datasets, open_model
 
+import sample
 import losses
 import oasis
 
@@ -33,7 +34,7 @@ def compare(logits, labels, num_classes, ignore_label, shares):
 @torch.no_grad()
 def main():
     args, checkpoint = open_model(__doc__, batches=(5, "batches of 8 images"))
-    D, train_set = oasis.build_discriminator(checkpoint), datasets(checkpoint)[0]
+    D, train_set = sample.build_discriminator(checkpoint), datasets(checkpoint)[0]
     print("               whole batch of 8        mean of 4 processes' 2 images")
     print("first image      ours     weight=          ours     weight=")
     for first in range(0, 8 * args.batches, 8):

@@ -6,6 +6,7 @@
 import torch
 from common import label_batches, make_scorer, open_model
 
+import sample
 import oasis
 
 
@@ -57,7 +58,7 @@ def main():
     args, checkpoint = open_model(__doc__)
     scorer = make_scorer(args, checkpoint)
     for title, kind in (("one vector per image", PerImage), ("one per pixel", PerPixel)):
-        generator = kind(oasis.build_generator(checkpoint))
+        generator = kind(sample.build_generator(checkpoint))
         take_statistics(generator, label_batches(checkpoint))
         scores = scorer(generator)
         change = sum(generator.changes) / len(generator.changes)

@@ -13,6 +13,7 @@ import copy
 import torch
 from common import label_batches, make_scorer, open_model
 
+import sample
 import oasis
 import train
 
@@ -30,7 +31,7 @@ class MeanImage(torch.nn.Module):
 
 def last_generator(checkpoint):
     """G as the last step left it, not its average."""
-    return oasis.build_generator({**checkpoint, "ema": checkpoint["generator"]})
+    return sample.build_generator({**checkpoint, "ema": checkpoint["generator"]})
 
 
 def mean_weights(generators):
@@ -59,7 +60,7 @@ def with_own_statistics(network, batches, seed):
 def candidates(checkpoints, batches):
     """All generators to compare, {title: network}. checkpoints: of one run, oldest first."""
     seed = checkpoints[-1]["settings"]["seed"]
-    Gs, ema = [last_generator(c) for c in checkpoints], oasis.build_generator(checkpoints[-1])
+    Gs, ema = [last_generator(c) for c in checkpoints], sample.build_generator(checkpoints[-1])
     own = [with_own_statistics(G, batches, seed) for G in Gs]
     return {"G, statistics from training": Gs[-1],
             "G, its own statistics": own[-1],
@@ -72,7 +73,7 @@ def candidates(checkpoints, batches):
 def main():
     args, latest = open_model(__doc__)
     files = sorted(args.checkpoint.parent.glob("step*.pt"))
-    checkpoints = [oasis.load_checkpoint(file) for file in files] or [latest]
+    checkpoints = [sample.load_checkpoint(file) for file in files] or [latest]
     scorer = make_scorer(args, checkpoints[-1])
     print(f"G after the steps {', '.join(str(c['step']) for c in checkpoints)}:")
     for title, network in candidates(checkpoints, label_batches(checkpoints[-1])).items():

@@ -6,6 +6,7 @@
 import torch
 from common import datasets, make_scorer, open_model
 
+import sample
 import losses
 import metrics
 import oasis
@@ -28,7 +29,7 @@ def mean_answers(D, batches, num_classes):
 @torch.no_grad()
 def main():
     args, checkpoint = open_model(__doc__)
-    G, D = oasis.build_generator(checkpoint), oasis.build_discriminator(checkpoint)
+    G, D = sample.build_generator(checkpoint), sample.build_discriminator(checkpoint)
     train_set, val_set = datasets(checkpoint)
     names, N = val_set.class_names, val_set.num_classes
     scenes = [val_set[i] for i in range(args.num_images or len(val_set))]

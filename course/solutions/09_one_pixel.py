@@ -6,6 +6,7 @@
 import torch
 from common import datasets, open_model
 
+import sample
 import oasis
 
 
@@ -32,7 +33,7 @@ def distances(change, pixel):
 
 def main():
     _, checkpoint = open_model(__doc__)
-    G = oasis.build_generator(checkpoint).double()
+    G = sample.build_generator(checkpoint).double()
     middle = 8 * G.size_multiple                        # no pixel reaches farther than that
     labels = datasets(checkpoint, (2 * middle, 2 * middle))[1][0][1]
     print(f"{2 * middle}×{2 * middle}, other noise at one pixel:\n"

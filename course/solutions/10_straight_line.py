@@ -41,7 +41,7 @@ def main():
     args, checkpoint = open_model(__doc__)
     scorer = make_scorer(args, checkpoint)
     for name, way in WAYS.items():
-        generator = Between(oasis.build_generator(checkpoint), way)
+        generator = Between(sample.build_generator(checkpoint), way)
         scores, spread = scorer(generator), torch.cat(generator.colours).std(0).mean()
         print(f"{name:17s} length {sum(generator.lengths) / len(generator.lengths):6.3f}   "
               f"miou {scores['miou']:.3f}   fd_segmenter {scores['fd_segmenter']:6.2f}   "

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from common import datasets, open_model
 
+import sample
 import oasis
 import toy
 
@@ -39,7 +40,7 @@ def compare(first, second, mask):
 @torch.no_grad()
 def main():
     args, checkpoint = open_model(__doc__)
-    G, val_set = oasis.build_generator(checkpoint), datasets(checkpoint)[1]
+    G, val_set = sample.build_generator(checkpoint), datasets(checkpoint)[1]
     count = args.num_images or 50
     labels = torch.stack([val_set[i][1] for i in range(count)])
     painted = [G(labels, oasis.noise_from_seeds(range(seed, seed + count), G.noise_dim))

@@ -14,6 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from common import data, losses, oasis, train
 from torch import nn
+import processes
 
 BATCH, SIZE = 4, 32
 EXCHANGES = ([], ["gradients"], ["gradients", "class counts"],
@@ -31,10 +32,10 @@ def make_networks(num_classes):
 
 
 def forget_the_others(network):
-    """Replace oasis.BatchNorm, which asks the other processes, by PyTorch's, which does not."""
+    """Replace processes.BatchNorm, which asks the other processes, by PyTorch's, which does not."""
     for module in network.modules():
         for name, child in module.named_children():
-            if isinstance(child, oasis.BatchNorm):
+            if isinstance(child, processes.BatchNorm):
                 setattr(module, name, nn.BatchNorm2d(child.num_features, affine=False).double())
 
 
@@ -86,7 +87,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(process, (f"{folder}/rendezvous", wanted), nprocs=2)
     G, D = make_networks(N)
-    channels = sum(m.num_features for m in G.modules() if isinstance(m, oasis.BatchNorm))
+    channels = sum(m.num_features for m in G.modules() if isinstance(m, processes.BatchNorm))
     print(f"numbers in a message: {len(wanted[0])} + {len(wanted[1])} gradients, {N} counts, "
           f"4 × {channels} for batch norm")
 

@@ -16,6 +16,8 @@ import losses  # noqa: E402, F401
 import metrics  # noqa: E402
 import oasis  # noqa: E402
 import train  # noqa: E402
+import data
+import sample
 
 
 def open_model(text, **others):
@@ -27,8 +29,8 @@ def open_model(text, **others):
     for name, (default, what) in others.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=what)
     args = parser.parse_args()
-    with oasis.exit_in_words(Path(sys.argv[0]).name):
-        return args, oasis.load_checkpoint(args.checkpoint)
+    with data.exit_in_words(Path(sys.argv[0]).name):
+        return args, sample.load_checkpoint(args.checkpoint)
 
 
 def datasets(checkpoint, size=None):

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import oasis                        # noqa: E402  (the line above must come first)
 from extras import ablation         # noqa: E402
+import sample
 
 TINY = ("--judge-steps 2 --maps 2 --segmenter-steps 2 --steps 4 --channels 2 --num-blocks 3 --spade-hidden 4 --d-channels 4 8 "
         "--height 32 --width 32 --batch-size 2 --log-every 1 --score-every 2 --picture-every 4 --checkpoint-every 2").split()
@@ -39,7 +40,7 @@ def test_the_table_and_the_pictures(done, capsys):
             (line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|"))}
     assert rows[""] == [*ablation.COLUMNS, "seeds"]
     for row, file in zip(ROWS, files):
-        checkpoint = oasis.load_checkpoint(file)
+        checkpoint = sample.load_checkpoint(file)
         assert rows[row][0] == f"{checkpoint['scores'][-1]['miou']:.3g}" and rows[row][-1] == "1"
         assert checkpoint["settings"]["seed"] == 3 and [line["step"] for line in checkpoint["scores"]] == [2, 4]
         assert (file.with_name("segmenter.pt")).read_bytes() == (done / "segmenter.pt").read_bytes()

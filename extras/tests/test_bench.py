@@ -33,7 +33,7 @@ def test_the_counter_counts_operations_bytes_and_memory():
 def test_a_step_on_fake_cuda_tensors():
     """In a process of its own, as PyTorch's engine is changed for good. FLOPs do not depend on precision."""
     code = ("import sys, torch; from extras import bench; import train\n"
-            f"s = train.parse_arguments({SMALL!r} + ['--precision', sys.argv[1]])\n"
+            f"s = train.parse_settings({SMALL!r} + ['--precision', sys.argv[1]])\n"
             "with bench.fake_gpu():\n"
             "    networks = bench.make_networks(s, torch.device('cuda', 0))\n"
             "    work, optimizers = bench.make_workloads(s, *networks)\n"
@@ -46,7 +46,7 @@ def test_a_step_on_fake_cuda_tensors():
     half_ops, half_bytes, half_peak, half_flops = half
     assert half_flops == flops and half_ops > ops and half_bytes < bytes_ and half_peak < peak
 
-    s = train.parse_arguments(SMALL)                    # the same FLOPs with real tensors, on the CPU
+    s = train.parse_settings(SMALL)                    # the same FLOPs with real tensors, on the CPU
     workloads, _ = bench.make_workloads(s, *bench.make_networks(s, torch.device("cpu")))
     with bench.FlopCounterMode(display=False) as counter:
         workloads["train"]()
@@ -54,7 +54,7 @@ def test_a_step_on_fake_cuda_tensors():
 
 
 def test_torch_compile_makes_one_graph_each_and_never_breaks():
-    assert bench.count_graphs(train.parse_arguments(SMALL), steps=3) == (5, 0)
+    assert bench.count_graphs(train.parse_settings(SMALL), steps=3) == (5, 0)
 
 
 def test_the_command_prints_times_and_shares(capsys):

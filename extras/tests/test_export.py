@@ -22,7 +22,7 @@ def test_an_exported_run_draws_the_same_and_cannot_be_resumed(tmp_path, capsys):
     one, two = (sample.paint(m.generator, labels % len(m.class_names), noise).astype(int)
                 for m in (before, after))
     assert abs(one - two).mean() < 3 and np.ptp(one) > 0
-    content = oasis.load_checkpoint(out)
+    content = sample.load_checkpoint(out)
     assert content["segmenter"]["weights"].dtype == torch.bfloat16
     assert content["settings"]["run_dir"] == "" and list(out.parent.iterdir()) == [out]
     with pytest.raises(SystemExit) as stopped:

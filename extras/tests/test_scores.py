@@ -19,6 +19,7 @@ import data                                 # noqa: E402
 import oasis                                # noqa: E402
 from extras import scores                   # noqa: E402
 from tiny_run import make_checkpoint        # noqa: E402
+import data
 
 
 def smooth_images(count, height, width, seed=0):
@@ -51,7 +52,7 @@ def test_ms_ssim_agrees_with_pytorch_msssim(theirs, size):
 def test_scales_of_small_images():
     assert [scores.num_scales((side, 300)) for side in (11, 22, 64, 175, 176)] == [1, 2, 3, 4, 5]
     assert 0 < scores.ms_ssim_of_pairs(smooth_images(3, 64, 64)) < 1
-    with pytest.raises(oasis.UserError, match="11×11"):
+    with pytest.raises(data.UserError, match="11×11"):
         scores.ms_ssim_of_pairs(torch.zeros(2, 3, 8, 16))
 
 

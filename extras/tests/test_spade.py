@@ -23,6 +23,9 @@ import metrics                      # noqa: E402
 import oasis                        # noqa: E402
 import sample                       # noqa: E402
 from extras import spade            # noqa: E402
+import data
+import processes
+import sample
 
 TINY = ("--height 32 --width 32 --channels 2 --num-blocks 3 --spade-hidden 4 --patch-channels 4 8 --d-channels 4 8 "
         "--batch-size 4 --log-every 2 --picture-every 4 --score-every 4 --checkpoint-every 2").split()
@@ -86,7 +89,7 @@ def test_the_encoders_latent_vector_is_its_gaussian_and_reaches_the_image():
     torch.testing.assert_close(kl, expected.sum(1).mean())
     assert (painted - G(labels, noise)).abs().mean() > 1e-3
     for wrong in ((labels[:, :16], noise), (labels, noise[:, :, None, None].expand(-1, -1, 32, 32))):
-        with pytest.raises(oasis.UserError, match="paints 32×32 only, from one latent vector"):
+        with pytest.raises(data.UserError, match="paints 32×32 only, from one latent vector"):
             G(*wrong)
 
 
@@ -133,7 +136,7 @@ def shares(out):
     torch.set_default_dtype(torch.float64)
     if int(os.environ["WORLD_SIZE"]) > 1:
         dist.init_process_group("gloo")
-    rank, processes = oasis.rank_and_size()
+    rank, processes = processes.rank_and_size()
     gradients = {}
     for words in ("--multimodal noise", "--model spade --multimodal encoder", "--model oasis"):
         s, G, D, batch = small(words)
@@ -161,7 +164,7 @@ def test_two_processes_compute_the_gradients_of_one(tmp_path):
 def test_a_run_stops_goes_on_and_is_sampled_and_scored(tmp_path):
     words = ["--multimodal", "encoder", "--lambda-vgg", "0", "--metrics", "none", "--run-dir", str(tmp_path)]
     assert run(*words, "--steps", "2") == run(*words, "--resume", "--steps", "4") == 0
-    checkpoint = oasis.load_checkpoint(tmp_path / "latest.pt")
+    checkpoint = sample.load_checkpoint(tmp_path / "latest.pt")
     assert checkpoint["generator_class"] == "extras.spade.EncoderGenerator" and checkpoint["step"] == 4
     model = sample.load_model(tmp_path / "latest.pt")
     assert isinstance(model.generator, spade.EncoderGenerator) and model.discriminator is None
@@ -179,9 +182,9 @@ def test_the_models_are_the_papers_and_spade_reports_g_itself(tmp_path, vgg_file
     assert facts == [(10, 10, 0, 0), (0, 10, 0.9999, 0), (0, 10, 0.9999, 64), (0, 0, 0.9999, 64)]
     words = "--model spade --steps 1 --metrics d_miou".split()
     assert run(*words, "--vgg-weights", str(vgg_file), "--run-dir", str(tmp_path)) == 0
-    checkpoint = oasis.load_checkpoint(tmp_path / "latest.pt")
+    checkpoint = sample.load_checkpoint(tmp_path / "latest.pt")
     assert all(torch.equal(checkpoint["ema"][name], checkpoint["generator"][name])
-               for name, _ in oasis.build_generator(checkpoint).named_parameters())
+               for name, _ in sample.build_generator(checkpoint).named_parameters())
     assert list(checkpoint["log"][0])[2:] == ["loss_D_real", "loss_D_fake", "loss_G", "loss_features", "loss_vgg"]
 
 
