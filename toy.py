@@ -1,18 +1,22 @@
-"""Toy scenes: small landscapes drawn by the program, so that OASIS runs where no dataset is.
+"""Toy scenes: small landscapes drawn by the program, so that OASIS runs where no data set is.
 
     python toy.py          # draws toy_moods.png: four layouts, in all named moods and in mixtures
 
-A scene has two halves, like any photograph a label map is made from:
-  the layout   where sky, sun, mountains, meadow, water, road, trees, houses and cars are. The
-               label map tells it.
-  the mood     time of day, season and weather: a mixture of six named moods. It changes every
-               colour, all classes together, and no label tells it: G must take it from its noise.
+A scene has three parts, as a photograph has:
 
-Everything else follows from these two: a pixel's colour depends on its class, the mood and the
-distances to borders of the label map, not on a random texture, on the position in the image or on
-a number drawn for one thing. A generator cannot paint such detail: where label and noise are
-constant it paints one colour, and what they do not determine it turns into grids.
-Lengths are in picture heights, y downwards, so a scene looks the same at every resolution.
+  layout    where sky, sun, mountains, meadow, water, road, trees, houses and cars are.
+            The label map tells it.
+  mood      time of day, season and weather: a mixture of six named moods. It changes the colours of
+            all classes together. No label tells it: G must take it from the vector of its noise.
+  texture   grass, leaves, tiles, ripples: random numbers at every pixel. Neither the label map nor
+            the mood tells it: G must make it from noise at every pixel (oasis.draw_noise).
+
+Without texture (draw_scene(..., texture=False)) a colour depends on the class, the mood and the
+distances to borders of the label map, and on nothing else. A generator with one noise vector per
+image can paint such flat scenes. It cannot paint random texture: where label and noise are constant
+it paints one colour. If D asks for texture all the same, G makes stripes and grids instead.
+
+Lengths are in picture heights, y downwards. So a scene looks the same at every resolution.
 """
 
 import numpy as np
@@ -25,8 +29,8 @@ from scipy.special import softmax
 MOODS = dict(zip(["noon", "autumn", "dusk", "night", "snow", "fog"], np.eye(6)))
 PURITY = 2.5            # the larger, the more of the drawn moods are nearly one of the six
 
-# The classes, each with its colour in pictures of label maps and, in each mood, two colours for its
-# pixels, body/rim. SHADING says where the rim is.
+# A row is a class: its name, its colour in pictures of label maps, and for each mood two colours of
+# its pixels, body/rim. SHADING says where the rim is.
 #        label  noon          autumn        dusk          night         snow          fog
 COLOURS = """
 unknown  000000 8f86a8/b3abc6 9a7f78/b89c90 6b4a78/a06a86 2c2f5e/4a4f86 aab4c4/ffffff b0b0aa/bcbcb6
@@ -48,10 +52,16 @@ ROWS = [line.split() for line in COLOURS.strip().splitlines()]
 CLASSES = [row[0] for row in ROWS]
 (UNKNOWN, SKY, SUN, MOUNTAIN, MEADOW, WATER, ROAD,
  TREE, WOOD, WALL, ROOF, GLASS, CAR, WHEEL) = range(len(CLASSES))
-PALETTE = np.array([list(bytes.fromhex(row[1])) for row in ROWS], dtype=np.uint8)
-# Numbers in 0 ... 1: (class, mood, body or rim, RGB).
-TABLE = np.array([[[list(bytes.fromhex(colour)) for colour in pair.split("/")]
-                   for pair in row[2:]] for row in ROWS]) / 255
+
+
+def read_colours(texts):
+    """Texts of hexadecimal digits -> their bytes as numbers, (len(texts), bytes of a text)."""
+    return np.array([list(bytes.fromhex(text)) for text in texts])
+
+
+PALETTE = read_colours(row[1] for row in ROWS).astype(np.uint8)              # (N, 3)
+PAIRS = read_colours("".join(row[2:]).replace("/", "") for row in ROWS)
+TABLE = PAIRS.reshape(len(CLASSES), len(MOODS), 2, 3) / 255     # (class, mood, body or rim, RGB)
 # The rim of these classes lies along borders with other classes: (which ones, how wide it is).
 SHADING = {SKY: ((MOUNTAIN, MEADOW, WATER), 0.14), MEADOW: ((SKY, MOUNTAIN, WATER), 0.10),
            MOUNTAIN: ((SKY,), 0.05), WATER: ((MEADOW,), 0.03), ROAD: ((MEADOW,), 0.02)}
@@ -59,8 +69,9 @@ SHADING = {SKY: ((MOUNTAIN, MEADOW, WATER), 0.14), MEADOW: ((SKY, MOUNTAIN, WATE
 UPPER_RIM = 0.04
 HALO = np.array([1.0, 0.95, 0.8])         # colour of the light around the sun
 
-# Random texture. A field of Gaussian numbers, smoothed over these lengths (vertical, horizontal),
-# makes each pixel lighter or darker; strength is the standard deviation of the factor.
+# Random texture: (vertical length, horizontal length, strength). A field of Gaussian numbers is
+# smoothed over these lengths. It multiplies the colours by a factor of mean 1, whose standard
+# deviation is the strength. Blades of grass are upright, ripples and tiles lie flat.
 TEXTURE = {SKY: (0.02, 0.04, 0.08), MOUNTAIN: (0.03, 0.012, 0.10), MEADOW: (0.025, 0.007, 0.14),
            WATER: (0.006, 0.03, 0.11), ROAD: (0.007, 0.007, 0.08), TREE: (0.016, 0.016, 0.19),
            WALL: (0.012, 0.03, 0.08), ROOF: (0.007, 0.02, 0.13), WOOD: (0.04, 0.006, 0.08)}
@@ -71,42 +82,42 @@ STREAM_LAYOUT, STREAM_MOOD, STREAM_TEXTURE = 100, 101, 102     # purposes of ran
 # ---- The layout, which the label map tells -------------------------------------------------------
 
 class Canvas:
-    """A label map (H, W) painted back to front: later shapes cover earlier ones."""
+    """A label map (H, W) filled back to front: later shapes cover earlier ones."""
 
     def __init__(self, height, width):
         self.y = ((np.arange(height) + 0.5) / height)[:, None]               # (H, 1)
         self.x = ((np.arange(width) + 0.5) / height)[None, :]                # (1, W)
         self.labels = np.full((height, width), SKY, dtype=np.uint8)
 
-    def paint(self, label, mask):
-        """This label wherever the mask, which broadcasts to (H, W), is true."""
+    def fill(self, label, mask):
+        """Set the label wherever the mask is true, which broadcasts to (H, W)."""
         np.putmask(self.labels, np.broadcast_to(mask, self.labels.shape), label)
 
     def box(self, label, x0, y0, half_width, half_height):
-        self.paint(label, (abs(self.x - x0) < half_width) & (abs(self.y - y0) < half_height))
+        self.fill(label, (abs(self.x - x0) < half_width) & (abs(self.y - y0) < half_height))
 
     def disc(self, label, x0, y0, radius, flatness=1.0):
-        self.paint(label, np.hypot(self.x - x0, (self.y - y0) * flatness) < radius)
+        self.fill(label, np.hypot(self.x - x0, (self.y - y0) * flatness) < radius)
 
 
-def paint_land(canvas, rng, aspect):
+def add_land(canvas, rng, aspect):
     """Sun, mountains, meadow and lake. Returns the height of the horizon, 0.44 ... 0.54."""
     x, y, horizon = canvas.x, canvas.y, rng.uniform(0.44, 0.54)
     if rng.random() < 0.75:
         canvas.disc(SUN, aspect * rng.uniform(0.1, 0.9), rng.uniform(0.11, 0.22), 0.07)
     for _ in range(rng.integers(1, 5)):
         peak, rise, slope = rng.uniform(0, aspect), rng.uniform(0.14, 0.36), rng.uniform(0.5, 1)
-        canvas.paint(MOUNTAIN, (y < horizon) & (y > horizon - rise + slope * abs(x - peak)))
+        canvas.fill(MOUNTAIN, (y < horizon) & (y > horizon - rise + slope * abs(x - peak)))
     roll = 0.02 * np.sin(rng.uniform(0, 6) + rng.uniform(2, 5) * x)
-    canvas.paint(MEADOW, y > horizon + roll)
+    canvas.fill(MEADOW, y > horizon + roll)
     if rng.random() < 0.6:
         across, along = (x - rng.uniform(0, aspect)) / rng.uniform(0.3, 0.7), y - horizon - 0.05
         lake = np.hypot(across, along / rng.uniform(0.06, 0.1)) < 1
-        canvas.paint(WATER, lake & (y > horizon + roll))
+        canvas.fill(WATER, lake & (y > horizon + roll))
     return horizon
 
 
-def paint_tree(canvas, rng, x0, foot, size):
+def add_tree(canvas, rng, x0, foot, size):
     """A round crown, or a fir; either on a trunk."""
     size *= 1.15                                                             # above the roofs
     y = (foot - canvas.y) / size                                             # 0 foot ... 1 top
@@ -115,67 +126,67 @@ def paint_tree(canvas, rng, x0, foot, size):
         canvas.disc(TREE, x0, foot - 0.66 * size, 0.34 * size, rng.uniform(0.8, 1.2))
     else:
         half = 0.26 * (1 - y) + 0.12 * (3.7 * (1 - y) % 1)                   # three tiers
-        canvas.paint(TREE, (abs(canvas.x - x0) < half * size) & (y > 0.2) & (y < 1))
+        canvas.fill(TREE, (abs(canvas.x - x0) < half * size) & (y > 0.2) & (y < 1))
 
 
-def paint_house(canvas, rng, x0, foot, size):
+def add_house(canvas, rng, x0, foot, size):
     """A wall with two windows and a door, and a roof with a chimney."""
     half, wall, roof = 0.5 * size, 0.44 * size, rng.uniform(0.3, 0.42) * size
     chimney = x0 + rng.choice([-0.5, 0.5]) * half
     canvas.box(ROOF, chimney, foot - wall - 0.5 * roof, 0.07 * size, 0.5 * roof)
     rise = (foot - wall - canvas.y) / roof                                   # 0 eaves ... 1 ridge
     inside = abs(canvas.x - x0) < 1.18 * half * (1 - rng.choice([0.35, 1.0]) * rise)
-    canvas.paint(ROOF, inside & (rise >= 0) & (rise < 1))                    # hipped, or a gable
+    canvas.fill(ROOF, inside & (rise >= 0) & (rise < 1))                    # hipped, or a gable
     canvas.box(WALL, x0, foot - 0.5 * wall, half, 0.5 * wall)
     for x in (x0 - 0.58 * half, x0 + 0.58 * half):
         canvas.box(GLASS, x, foot - 0.54 * wall, 0.09 * size, 0.09 * size)
     canvas.box(WOOD, x0, foot - 0.3 * wall, 0.07 * size, 0.3 * wall)
 
 
-def paint_car(canvas, x0, foot, size, way):
+def add_car(canvas, x0, foot, size, way):
     """From its side, driving to the right (way 1) or to the left (-1): size is its length."""
     x, y = (canvas.x - x0) / size * way, (foot - canvas.y) / size
-    canvas.paint(CAR, (abs(x) < 0.5) & (y > 0.08) & (y < 0.30 - 0.06 * (x > 0.3)))
-    canvas.paint(CAR, (abs(x + 0.08) < 0.44 - 0.4 * y) & (y > 0.25) & (y < 0.52))
+    canvas.fill(CAR, (abs(x) < 0.5) & (y > 0.08) & (y < 0.30 - 0.06 * (x > 0.3)))
+    canvas.fill(CAR, (abs(x + 0.08) < 0.44 - 0.4 * y) & (y > 0.25) & (y < 0.52))
     panes = (abs(x + 0.08) < 0.37 - 0.4 * y) & (abs(x + 0.06) > 0.03)
-    canvas.paint(GLASS, panes & (y > 0.28) & (y < 0.46))
+    canvas.fill(GLASS, panes & (y > 0.28) & (y < 0.46))
     # The lamp in front is of the same class as the panes, since both shine at night.
-    canvas.paint(GLASS, (x > 0.42) & (x < 0.5) & (abs(y - 0.18) < 0.05))
+    canvas.fill(GLASS, (x > 0.42) & (x < 0.5) & (abs(y - 0.18) < 0.05))
     for x in (x0 - 0.28 * size, x0 + 0.28 * size):
         canvas.disc(WHEEL, x, foot - 0.09 * size, 0.115 * size)
 
 
-def paint_things(canvas, rng, aspect, horizon):
+def add_things(canvas, rng, aspect, horizon):
     """Trees and houses in two rows, a road in front with one or two cars; now and then a rock."""
     # Each row is divided into places, each with a tree, a house or nothing.
     for row, foot, scale in ((0, horizon + 0.08, 0.28), (1, 0.74, 0.4)):
         places = max(1, round((3 - row) * aspect))
-        things = rng.choice([None, paint_tree, paint_house], places, p=[0.3, 0.4, 0.3])
-        for place, paint in enumerate(things):
+        things = rng.choice([None, add_tree, add_house], places, p=[0.3, 0.4, 0.3])
+        for place, add_thing in enumerate(things):
             x0, size = aspect * (place + rng.uniform(0.35, 0.65)) / places, rng.uniform(0.9, 1.2)
-            if paint:
-                paint(canvas, rng, x0, foot, size * scale)
+            if add_thing:
+                add_thing(canvas, rng, x0, foot, size * scale)
     if rng.random() < 0.2:
         canvas.disc(UNKNOWN, rng.uniform(0, aspect), 0.76, rng.uniform(0.05, 0.08), 1.3)
     if rng.random() < 0.85:
         slope = rng.uniform(-0.05, 0.05)
         middle = 0.88 + slope * (canvas.x - aspect / 2) + 0.02 * np.sin(3 * canvas.x)
-        canvas.paint(ROAD, abs(canvas.y - middle) < 0.085)
+        canvas.fill(ROAD, abs(canvas.y - middle) < 0.085)
         places = max(1, round(2 * aspect))
         for place in rng.permutation(places)[:rng.integers(1, places + 1)]:
             x0 = aspect * (place + rng.uniform(0.4, 0.6)) / places
             foot = 0.92 + slope * (x0 - aspect / 2) + 0.02 * np.sin(3 * x0)
-            paint_car(canvas, x0, foot, rng.uniform(0.32, 0.38), rng.choice([-1, 1]))
+            add_car(canvas, x0, foot, rng.uniform(0.32, 0.38), rng.choice([-1, 1]))
 
 
-# ---- The mood, which no label tells --------------------------------------------------------------
+# ---- The colours: the mood, which no label tells -------------------------------------------------
 
-def distance(labels, classes):
+def distance_to(classes, labels):
     """From every pixel to the border of the nearest of these classes, in picture heights (H, W)."""
     outside = ~np.isin(labels, classes)
-    # Without a pixel of these classes the transform has nothing to measure from.
-    away = np.inf if outside.all() else distance_transform_edt(outside) - 0.5
-    return np.broadcast_to(away, labels.shape) / len(labels)
+    if outside.all():                            # the transform would have nothing to measure from
+        return np.full(labels.shape, np.inf)
+    return (distance_transform_edt(outside) - 0.5) / len(labels)
 
 
 def depth_below_edge(labels):
@@ -186,21 +197,20 @@ def depth_below_edge(labels):
 
 
 def light(labels, mood):
-    """Label map (H, W) and mood, six weights with sum 1 -> image (H, W, 3) in 0 ... 1.
+    """The flat scene: label map (H, W) and mood, six weights -> image (H, W, 3) in 0 ... 1.
 
-    This is the whole dependence of a picture on what the label map does not tell. It is linear in
-    the weights.
+    It is linear in the weights, whose sum is 1.
     """
     body, rim = np.einsum("m,nmkc->knc", mood, TABLE)[:, labels]             # (H, W, 3) each
     at_rim = np.clip(1.5 - depth_below_edge(labels) / UPPER_RIM, 0, 1)
     for label, (others, width) in SHADING.items():
-        np.copyto(at_rim, np.exp(-distance(labels, others) / width), where=labels == label)
+        np.copyto(at_rim, np.exp(-distance_to(others, labels) / width), where=labels == label)
     image = body + (rim - body) * at_rim[..., None]
     # Things cast a short shadow on the ground they stand on.
-    shadow = np.exp(-distance(labels, (WOOD, WALL, CAR, WHEEL, UNKNOWN)) / 0.03)
+    shadow = np.exp(-distance_to((WOOD, WALL, CAR, WHEEL, UNKNOWN), labels) / 0.03)
     image *= (1 - 0.2 * shadow * np.isin(labels, (MEADOW, ROAD)))[..., None]
     # The sun lights what is near it.
-    halo = 0.35 * np.exp(-distance(labels, SUN) / 0.05) * (labels != SUN)
+    halo = 0.35 * np.exp(-distance_to(SUN, labels) / 0.05) * (labels != SUN)
     image += (HALO - image) * halo[..., None]
     return image
 
@@ -211,32 +221,37 @@ def draw_mood(seed, index):
     return softmax(PURITY * rng.standard_normal(len(MOODS)))
 
 
-def add_texture(image, labels, rng):
-    """Grass, leaves, tiles, ripples: image (H, W, 3) and labels (H, W) -> image, in 0 ... 1.
+# ---- The texture, which nothing tells ------------------------------------------------------------
 
-    Neither the label map nor the mood tells this texture. A generator needs noise at every pixel to
-    paint it.
-    """
+def add_texture(image, labels, rng):
+    """Flat scene (H, W, 3) in 0 ... 1 and its label map (H, W) -> the scene with random texture."""
     factor = np.ones(labels.shape)
     for label, (vertical, horizontal, strength) in TEXTURE.items():
         field = rng.standard_normal(labels.shape)
         field = gaussian_filter(field, (vertical * len(labels), horizontal * len(labels)))
+        # Smoothing makes the numbers smaller, the more the larger the picture is.
         np.copyto(factor, 1 + strength * field / field.std(), where=labels == label)
     return np.clip(image * factor[..., None], 0, 1)
 
 
+# ---- A scene -------------------------------------------------------------------------------------
+
 def draw_scene(seed, index, height, width, mood=None, texture=True):
     """One toy scene -> (image uint8 (H, W, 3) RGB, labels uint8 (H, W)), the same every time.
 
-    mood: a name from MOODS, or six weights; None: what draw_mood draws. The
-    layout depends on (seed, index) alone; sizes of one shape show one scene.
+    mood: a name from MOODS, or six weights with sum 1; None: what draw_mood draws. Layout and
+    texture depend on (seed, index) alone. At another size of the same shape the layout is the same;
+    the texture is another one, of equal strength and lengths. texture=False: the flat scene.
     """
     if mood is None:
         mood = draw_mood(seed, index)
+    elif isinstance(mood, str):
+        mood = MOODS[mood]
     rng = np.random.default_rng((seed, STREAM_LAYOUT, index))
     canvas, aspect = Canvas(height, width), width / height
-    paint_things(canvas, rng, aspect, paint_land(canvas, rng, aspect))
-    image = light(canvas.labels, MOODS[mood] if isinstance(mood, str) else mood)
+    horizon = add_land(canvas, rng, aspect)
+    add_things(canvas, rng, aspect, horizon)
+    image = light(canvas.labels, mood)
     if texture:
         rng = np.random.default_rng((seed, STREAM_TEXTURE, index))
         image = add_texture(image, canvas.labels, rng)
@@ -246,10 +261,16 @@ def draw_scene(seed, index, height, width, mood=None, texture=True):
 def main():
     """Rows are layouts: the label map, the named moods, then moods as they are drawn."""
     rows = []
-    for index in range(4):
-        moods = [*MOODS, *(draw_mood(0, 4 * index + k) for k in range(4))]
-        scenes = [draw_scene(0, index, 128, 128, mood) for mood in moods]
-        rows.append(np.hstack([PALETTE[scenes[0][1]], *(image for image, _ in scenes)]))
+    for layout in range(4):
+        moods = list(MOODS)
+        for k in range(4):
+            moods.append(draw_mood(0, 4 * layout + k))
+        _, labels = draw_scene(0, layout, 128, 128)
+        row = [PALETTE[labels]]
+        for mood in moods:
+            image, _ = draw_scene(0, layout, 128, 128, mood)
+            row.append(image)
+        rows.append(np.hstack(row))
     Image.fromarray(np.vstack(rows)).save("toy_moods.png")
     print("toy_moods.png: four layouts; label map,", ", ".join(MOODS), "and four mixtures")
 
