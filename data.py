@@ -34,6 +34,7 @@ from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 
 import toy
+from processes import rank_and_size
 
 try:
     import fcntl
@@ -116,13 +117,14 @@ def write_whole(path):
 
 
 def lock_folder(folder):
-    """Keep a folder to this process until it ends. Makes the folder.
+    """Keep a folder to this run, as long as the file lives that is returned. Makes the folder.
 
-    UserError: another process has it, or it cannot be written.
+    Each process of a run has a lock of its own. UserError: another run has it, or the folder cannot
+    be written.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        file = open(Path(folder, ".lock"), "w")
+        file = open(Path(folder, f".lock{rank_and_size()[0]}"), "w")
     except OSError as error:
         raise UserError(f"{folder}: is no folder that can be written ({reason(error)})") from error
     try:
@@ -133,10 +135,7 @@ def lock_folder(folder):
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
     except (BlockingIOError, PermissionError) as error:
         raise UserError(f"{folder}: another run is using this folder") from error
-    LOCKS.append(file)
-
-
-LOCKS = []            # a lock lasts while its file is open
+    return file
 
 
 def list_files(folder, endings, suffix="", pattern="*"):

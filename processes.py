@@ -11,6 +11,7 @@ With one process all of this does nothing, and BatchNorm is nn.BatchNorm2d.
 """
 
 import os
+import sys
 
 import torch
 import torch.distributed as dist
@@ -23,7 +24,9 @@ def start_processes():
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     gpus = torch.cuda.device_count()
     if gpus and local_processes > gpus:
-        raise SystemExit(f"{local_processes} processes need a GPU each, this machine has {gpus}")
+        print(f"{local_processes} processes need a GPU each, this machine has {gpus}",
+              file=sys.stderr)
+        sys.exit(2)
     if gpus:
         torch.cuda.set_device(local_rank)
     if "RANK" in os.environ:

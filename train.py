@@ -37,7 +37,7 @@ from processes import average_gradients, gather, mean_over_processes, rank_and_s
 # ---- Settings ------------------------------------------------------------------------------------
 
 
-def option(default, text, least=None, most=None):
+def option(default, text, least=None, most=math.inf):
     """A field of Settings: an option of the command line, its --help, its range."""
     return dataclasses.field(default=default, metadata=dict(help=text, least=least, most=most))
 
@@ -253,14 +253,14 @@ def train(settings, make_networks=make_networks, update=training_step):
     # ---- Open the data and the state of the run.
     device = start_processes()
     train_set, val_set = open_datasets(settings)
+    label_maps = first_label_maps(settings, train_set)
+    scorer = open_scorer(settings, train_set, val_set, device)
     state = start_or_resume(settings, make_networks, train_set, device)
     G, D, average = state.generator, state.discriminator, state.ema
-    scorer = open_scorer(settings, train_set, val_set, device)
-    label_maps = first_label_maps(settings, train_set)
     batches = training_batches(settings, train_set, state, device)
     stop = False
 
-    with catch_signals() as signals, progress_bar(state) as bar:
+    with catch_signals() as signals, state.progress_bar() as bar:
         while state.step < state.total_steps and not stop:
             # ---- Draw images, label maps, noise, LabelMix coins, class weights.
             state.step += 1
@@ -429,12 +429,6 @@ def stop_all(signals):
     return any(gather(bool(signals)))
 
 
-def progress_bar(state):
-    """A bar of the steps, in the first process only."""
-    return tqdm(initial=state.step, total=state.total_steps, unit="step",
-                disable=rank_and_size()[0] > 0, smoothing=0.05)
-
-
 # ---- The state of a run, and its files -----------------------------------------------------------
 
 
@@ -463,6 +457,11 @@ class State:
     def due(self, every):
         """Is this one of every so many steps, or the last?"""
         return self.step % every == 0 or self.step == self.total_steps
+
+    def progress_bar(self):
+        """The steps on the screen, in the first process only."""
+        return tqdm(initial=self.step, total=self.total_steps, unit="step", smoothing=0.05,
+                    disable=rank_and_size()[0] > 0)
 
     def checkpoint(self, settings, dataset):
         """All of it as tensors and plain values, which torch.load(weights_only=True) reads."""
@@ -505,13 +504,9 @@ def scale_weights(network, gain):
 
 
 def count_steps(settings, train_set):
-    """The steps of a whole run."""
-    return settings.steps or settings.epochs * (len(train_set) // settings.batch_size)
-
-
-def first_frozen_step(settings, total_steps):
-    """The first step of G with fixed statistics, see freeze_statistics."""
-    return total_steps - int(settings.frozen_norm * total_steps) + 1
+    """(the steps of a whole run, the first of them in which G's statistics are fixed)."""
+    total = settings.steps or settings.epochs * (len(train_set) // settings.batch_size)
+    return total, total - int(settings.frozen_norm * total) + 1
 
 
 def start_or_resume(settings, make_networks, train_set, device):
@@ -520,18 +515,20 @@ def start_or_resume(settings, make_networks, train_set, device):
     if not settings.resume and path.exists():
         raise UserError(f"{settings.run_dir} holds a run already; go on with it by --resume, or "
                         f"choose another --run-dir")
-    data.lock_folder(settings.run_dir)
+    lock = data.lock_folder(settings.run_dir)
     state = State(settings, make_networks, train_set.num_classes, device)
-    state.total_steps = count_steps(settings, train_set)
-    state.first_frozen = first_frozen_step(settings, state.total_steps)
+    state.lock = lock                           # the folder is this run's while its state lives
+    state.total_steps, state.first_frozen = count_steps(settings, train_set)
     if settings.resume:
         checkpoint = sample.load_checkpoint(path)
         check_same_run(checkpoint, settings, train_set)
         state.load(checkpoint)
-        # With fewer steps than before, the run may go on in the middle of its last part. Then the
-        # statistics were not measured, and the next step measures them.
-        before = Settings(**{**dataclasses.asdict(settings), **checkpoint["settings"]})
-        if state.step < first_frozen_step(before, count_steps(before, train_set)):
+        # With fewer steps than before, the run may go on in its last part without statistics that
+        # were measured. The next step then measures them.
+        old = checkpoint["settings"]
+        before = dataclasses.replace(settings, steps=old["steps"], epochs=old["epochs"],
+                                     frozen_norm=old["frozen_norm"])
+        if state.step < count_steps(before, train_set)[1]:
             state.first_frozen = max(state.first_frozen, state.step + 1)
     else:
         try_to_write(settings, state, train_set)
@@ -678,23 +675,22 @@ CHANGEABLE = ("data_root", "workers", "epochs", "steps", "lr_g", "lr_d", "lr_dec
 
 def check_settings(settings):
     """Every number in its range; sizes that the generator can halve. UserError."""
-    for field in dataclasses.fields(settings):
-        value, least, most = getattr(settings, field.name), *map(field.metadata.get, ("least", "most"))
-        for number in value if isinstance(value, tuple) else [value]:
-            below = least is not None and not number >= least
-            if below or (most is not None and not number <= most):
-                raise UserError(f"--{field.name.replace('_', '-')} {number}: must be at least "
-                                f"{least}" + (f" and at most {most}" if most is not None else ""))
-    multiple = 2 ** (settings.num_blocks - 1)
-    if settings.height % multiple or settings.width % multiple:
-        raise UserError(f"--height {settings.height} --width {settings.width}: must be multiples of "
-                        f"{multiple}, as G has {settings.num_blocks} blocks")
-    if settings.pixel_noise > settings.noise_dim:
-        raise UserError(f"--pixel-noise {settings.pixel_noise}: G has {settings.noise_dim} noise "
-                        f"channels")
-    if settings.precision == "bf16" and torch.cuda.is_available() and not (
-            torch.cuda.is_bf16_supported(including_emulation=False)):
-        raise UserError("--precision bf16: this GPU cannot compute in bfloat16; use fp32")
+    s = settings
+    for field in dataclasses.fields(s):
+        value, least, most = getattr(s, field.name), field.metadata["least"], field.metadata["most"]
+        numbers = value if isinstance(value, tuple) else (value,)
+        if least is not None and not all(least <= number <= most for number in numbers):
+            words = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+            raise UserError(f"{option_name(field)} {value}: must be {words}")
+    multiple = 2 ** (s.num_blocks - 1)
+    if s.height % multiple or s.width % multiple:
+        raise UserError(f"--height {s.height} --width {s.width}: must be multiples of {multiple}, "
+                        f"as G has {s.num_blocks} blocks")
+    if s.pixel_noise > s.noise_dim:
+        raise UserError(f"--pixel-noise {s.pixel_noise}: the noise has {s.noise_dim} channels")
+    if s.precision == "bf16" and torch.cuda.is_available():
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise UserError("--precision bf16: this GPU cannot compute in bfloat16; use fp32")
 
 
 def parse_settings(argv=None, settings_class=Settings, presets=PRESETS):
@@ -702,59 +698,60 @@ def parse_settings(argv=None, settings_class=Settings, presets=PRESETS):
 
     With --resume the run's own settings stand in for the first two. UserError.
     """
-    preset = find_preset(argv, settings_class, presets)
-    defaults = {**dataclasses.asdict(settings_class()), **presets[preset], "preset": preset}
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default=settings_class.preset)
+    first.add_argument("--run-dir")
+    first.add_argument("--resume", action="store_true")
+    first.add_argument("--epochs")
+    known, _ = first.parse_known_args(argv)
+    run_dir = known.run_dir or f"runs/{known.preset}"
+    values = dataclasses.asdict(settings_class())
+    values.update(presets.get(known.preset, {}))
+    own = {}
+    if known.resume:
+        own = sample.load_checkpoint(Path(run_dir, "latest.pt"))["settings"]
+        values.update((name, own[name]) for name in values.keys() & own.keys())
+    if known.epochs is not None:
+        values["steps"] = 0
+
     parser = argparse.ArgumentParser(
-        description=__doc__, argument_default=argparse.SUPPRESS, allow_abbrev=False,
+        description=__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"Defaults are those of the preset {preset}; --preset NAME --help shows another's.")
+        epilog=f"[values] are those of --preset {known.preset}; name another to see its values.")
     for field in dataclasses.fields(settings_class):
-        add_option(parser, field, defaults[field.name])
+        add_option(parser, field, values[field.name])
     given = vars(parser.parse_args(argv))
+    given["run_dir"] = run_dir
     for name, value in given.items():
         if isinstance(value, list):
             given[name] = tuple(value)
-    given.setdefault("run_dir", f"runs/{preset}")
-    if "epochs" in given:
-        given.setdefault("steps", 0)
-    if given.get("data_root"):
+        if name in own and name not in CHANGEABLE and given[name] != own[name]:
+            raise UserError(f"{name} {value}: the run in {run_dir} was started with {own[name]}, "
+                            f"which cannot change")
+    if given["data_root"]:
         given["data_root"] = str(Path(given["data_root"]).resolve())    # --resume from any folder
-    if given.get("resume"):
-        return resumed_settings(given, settings_class)
-    return settings_class(**{**defaults, **given})
+    return settings_class(**given)
 
 
-def find_preset(argv, settings_class, presets):
-    """The preset that the command line names, before the rest of it is read."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset", default=settings_class.preset)
-    name = parser.parse_known_args(argv)[0].preset
-    return name if name in presets else settings_class.preset       # the real parser refuses it
+def option_name(field):
+    """lr_g -> --lr-g"""
+    return "--" + field.name.replace("_", "-")
 
 
-def add_option(parser, field, default):
-    """One field of the settings as an option, with its default in the help."""
-    how = dict(type=field.type, choices=CHOICES.get(field.name))
+def add_option(parser, field, value):
+    """One field of the settings as an option, with the value that it has unless given."""
     if field.type is bool:
-        how = dict(action="store_true")
-    elif field.type is tuple:
-        how = dict(type=type(field.default[0]), nargs=2 if field.name == "init_gain" else "+")
-        default = " ".join(map(str, default))
-    shown = "" if default in ("", False) else f" [{default}]"
-    parser.add_argument("--" + field.name.replace("_", "-"),
-                        help=field.metadata["help"] + shown, **how)
-
-
-def resumed_settings(given, settings_class):
-    """The settings of the run that goes on, changed by what is given. UserError."""
-    own = sample.load_checkpoint(Path(given["run_dir"], "latest.pt"))["settings"]
-    known = {field.name for field in dataclasses.fields(settings_class)}
-    own = {name: value for name, value in own.items() if name in known}
-    for name in given.keys() - set(CHANGEABLE):
-        if given[name] != own.get(name):
-            raise UserError(f"{name} {given[name]}: the run in {given['run_dir']} was started with "
-                            f"{own.get(name)}, which cannot change")
-    return settings_class(**{**own, **given})
+        parser.add_argument(option_name(field), action="store_true", default=value,
+                            help=field.metadata["help"])
+        return
+    kind, nargs, shown = field.type, None, value
+    if field.type is tuple:
+        kind = type(field.default[0])
+        nargs = 2 if field.name == "init_gain" else "+"
+        shown = " ".join(map(str, value))
+    parser.add_argument(option_name(field), type=kind, nargs=nargs, default=value,
+                        choices=CHOICES.get(field.name),
+                        help=field.metadata["help"] + (f" [{shown}]" if shown != "" else ""))
 
 
 @data.exit_in_words("train.py")
@@ -763,18 +760,14 @@ def main(argv=None):
     settings = parse_settings(argv)
     scores = train(settings)
     if rank_and_size()[0] == 0:
-        report(settings, scores)
+        if scores is None:
+            print(f"Stopped, all is saved; go on by --run-dir {settings.run_dir} --resume")
+        else:
+            path = Path(settings.run_dir, "latest.pt")
+            print(f"Done. Next: python sample.py --checkpoint {path}")
     if dist.is_initialized():
         dist.destroy_process_group()
     sys.exit(1 if scores is None else 0)
-
-
-def report(settings, scores):
-    """The last line: how to go on, or how to use the model."""
-    if scores is None:
-        print(f"Stopped, all is saved; go on by --run-dir {settings.run_dir} --resume")
-    else:
-        print(f"Done. Next: python sample.py --checkpoint {Path(settings.run_dir, 'latest.pt')}")
 
 
 if __name__ == "__main__":

@@ -43,11 +43,11 @@ def train_five_steps(settings):
     """train.train, which waits in its sixth step for whoever kills it."""
     count = iter(range(5))
 
-    def step(*arguments):
+    def update(*arguments):
         if next(count, None) is None:
             time.sleep(3600)
         return train.training_step(*arguments)
-    train.train(settings, step=step)
+    train.train(settings, update=update)
 
 
 def begin(threads, environment, log, function, arguments):

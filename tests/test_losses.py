@@ -8,6 +8,7 @@ import torch
 
 import data
 import losses
+import oasis
 import train
 
 B, N, H, W = 2, 4, 3, 5
@@ -131,14 +132,17 @@ def test_coins_are_fair_and_independent():
     assert abs((coins[1:, 0] == coins[:-1, 0]).float().mean() - 0.5) < 0.04     # nor images
 
 
-def test_draw_gives_weights_mask_and_noise_of_the_step():
+def test_a_batch_has_weights_mask_and_noise_of_its_step():
     scenes = data.open_dataset("toy", "train", (16, 16), num_images=4)
     images, labels = (torch.stack(x) for x in zip(*(scenes[i] for i in range(4))))
     labels[0, :2] = scenes.ignore_label
 
+    G = oasis.Generator(scenes.num_classes, channels=1)
+
     def draw(step, **changes):
-        s = train.Settings(**{**dict(batch_size=4, seed=1), **changes})
-        return train.draw(s, step, images, labels, scenes, torch.device("cpu"), False)[0]
+        s = train.Settings(**{**dict(batch_size=4, seed=1, height=32, width=32), **changes})
+        noise = train.training_noise(s, G, "noise", step)
+        return train.prepare_batch(s, step, images, labels, noise, scenes, torch.device("cpu"))
     real, same, noise, mask, weights = draw(5)
     assert torch.equal(real, images) and torch.equal(same, labels)
     assert weights.tolist() == losses.class_weights(

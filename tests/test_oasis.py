@@ -11,11 +11,11 @@ import released_layout
 import torch
 from torch import nn
 
-import processes
-import sample
 import data
 import losses
 import oasis
+import processes
+import sample
 import train
 from extras import released
 
@@ -26,7 +26,7 @@ def small_generator(num_classes=3, gain=1.0, **config):
     """A G in eval mode whose output visibly depends on every input."""
     torch.manual_seed(0)
     G = oasis.Generator(num_classes, **{**dict(channels=2, num_blocks=3, spade_hidden=8), **config})
-    oasis.scale_weights(G, gain / oasis.INIT_GAIN)
+    train.scale_weights(G, gain)
     return G.eval()
 
 
@@ -132,23 +132,29 @@ def test_gradients_of_both_updates_of_the_released_code(golden_case, doubles):
                                        rtol=0, atol=tolerance, msg=name)
 
 
-def test_batch_norm_is_pytorchs_forward_backward_and_in_its_buffers(doubles):
-    ours, theirs = (kind(5, affine=False) for kind in (processes.BatchNorm, nn.BatchNorm2d))
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_batch_norm_is_pytorchs_forward_backward_and_in_its_buffers(doubles, momentum):
+    """Momentum None leaves PyTorch's own path: it takes the one that several processes take."""
+    ours, theirs = processes.BatchNorm(5), nn.BatchNorm2d(5, affine=False)
+    ours.momentum = momentum
     for _ in range(3):
         x = 3 * torch.randn(4, 5, 6, 7) + torch.arange(5.0)[:, None, None]
-        g, leaves = torch.randn_like(x), [x.clone().requires_grad_() for _ in range(2)]
-        for layer, leaf in zip((ours, theirs), leaves):
-            (layer(leaf) * g).sum().backward()
-        torch.testing.assert_close(leaves[0].grad, leaves[1].grad, rtol=1e-11, atol=1e-13)
+        g = torch.randn_like(x)
+        ours_x, theirs_x = x.clone().requires_grad_(), x.clone().requires_grad_()
+        (ours(ours_x) * g).sum().backward()
+        (theirs(theirs_x) * g).sum().backward()
+        torch.testing.assert_close(ours_x.grad, theirs_x.grad, rtol=1e-11, atol=1e-13)
         torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-13)
-    torch.testing.assert_close(dict(ours.state_dict()), dict(theirs.state_dict()),
-                               rtol=1e-12, atol=1e-13)
-    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-12, atol=1e-13)
+    if momentum is not None:
+        torch.testing.assert_close(dict(ours.state_dict()), dict(theirs.state_dict()),
+                                   rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-12, atol=1e-13)
 
 
 def test_without_momentum_batch_norm_keeps_the_statistics_of_all_batches_as_one(doubles):
     """nn.BatchNorm2d averages the variances, and so leaves out how much the means differ."""
-    layer, n = processes.BatchNorm(5, affine=False, momentum=None), 4 * 6 * 7
+    layer, n = processes.BatchNorm(5), 4 * 6 * 7
+    layer.momentum = None
     batches = [3 * torch.randn(4, 5, 6, 7) + 10 * shift for shift in torch.randn(6)]
     for batch in batches:
         layer(batch)
@@ -205,25 +211,42 @@ def test_any_multiple_of_32_passes_both_networks(size):
     assert logits.shape == (1, 4, *size)                                 # N + 1 channels
 
 
-def test_sizes_and_ids_that_cannot_be_drawn_are_refused_with_the_numbers():
-    G, noise = small_generator(), torch.zeros(1, 64)
-    with pytest.raises(data.UserError, match="8×10 .*multiples of 4"):
-        G(torch.zeros(1, 8, 10).long(), noise)
-    with pytest.raises(data.UserError, match="ids outside 0 to 2"):
-        G(torch.tensor([[[0, 3] * 4] * 8]), noise)
+def test_noise_is_a_function_of_seed_and_size_alone():
+    """Whatever the batch, and with the vector of pixel_noise 0 in the channels that are left."""
+    eight = oasis.draw_noise(range(8), (16, 24), 64, 16)
+    assert eight.shape == (8, 64, 16, 24) and eight.dtype == torch.float32
+    for seed in range(8):
+        assert torch.equal(oasis.draw_noise([seed], (16, 24), 64, 16)[0], eight[seed])
+    vectors = oasis.noise_from_seeds(range(8))
+    assert torch.equal(oasis.draw_noise(range(8), (16, 24)), vectors)
+    assert torch.equal(eight[:, :48], vectors[:, :48, None, None].expand(-1, -1, 16, 24))
+    field = eight[:, 48:]                      # 49,152 Gaussian numbers, all of them different
+    assert abs(field.mean()) < 0.02 and abs(field.std() - 1) < 0.02
+    assert field.unique().numel() > 0.99 * field.numel()
+
+
+def test_training_noise_is_that_of_the_seeds_of_its_step():
+    G = oasis.Generator(3, channels=1, pixel_noise=4)
+    s = train.Settings(batch_size=3, height=32, width=64)
+    noise = train.training_noise(s, G, "noise", 5)
+    assert noise.shape == (3, 64, 32, 64)
+    assert torch.equal(noise, train.training_noise(s, G, "noise", 5))
+    assert not torch.equal(noise, train.training_noise(s, G, "noise", 6))
+    assert not torch.equal(noise, train.training_noise(s, G, "average", 5))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("blocks", [2, 3])
-def test_noise_in_a_region_changes_the_region_its_surroundings_and_not_a_bit_more(blocks):
+@pytest.mark.parametrize("blocks, pixel_noise", [(2, 0), (3, 0), (3, 16)])
+def test_noise_in_a_region_changes_the_region_its_surroundings_and_not_a_bit_more(
+        blocks, pixel_noise):
     """G reaches 7 · 2^(blocks−1) − 2 pixels far, and some pixel changes at this distance."""
     G, reach = small_generator(num_blocks=blocks), 7 * 2 ** (blocks - 1) - 2
     labels, region = torch.randint(0, 3, (1, 80, 80)), torch.zeros(80, 80, dtype=torch.bool)
     region[41:45, 37:49] = True
-    old, new = oasis.noise_from_seeds([1, 2]).chunk(2)
-    assert torch.equal(new, oasis.noise_from_seeds([2]))                 # one seed for each image
+    old, new = oasis.draw_noise([1, 2], (80, 80), 64, pixel_noise).chunk(2)
     noise = oasis.local_noise(old, new, region)
-    assert torch.equal((noise != old[:, :, None, None]).any(1)[0], region)
+    everywhere = old if pixel_noise else old[:, :, None, None]
+    assert torch.equal((noise != everywhere).any(1)[0], region)
     assert torch.equal(noise, oasis.local_noise(old, new, region[None]))
     image = G(labels, old)                                # one vector, or the same everywhere
     assert torch.equal(image, G(labels, oasis.local_noise(old, old, region)))

@@ -26,7 +26,7 @@ PROCESSES = (1, 2, 3)
 
 
 def variant(model):
-    """(make_networks, step) of OASIS or of SPADE+."""
+    """(make_networks, update) of OASIS or of SPADE+."""
     return ((train.make_networks, train.training_step) if model == "oasis" else
             (spade.make_networks, spade.spade_step))
 
@@ -48,7 +48,7 @@ def one_step(model, s, out):
     G, D = state.generator, state.discriminator
     # Plain gradient descent: Adam's first step is about the gradient's sign.
     optimizers = [torch.optim.SGD(network.parameters(), 0.1) for network in (G, D)]
-    batch, _ = train.draw(s, 1, *next(train.training_batches(s, scenes)), scenes, device, False)
+    batch = next(train.training_batches(s, scenes, state, device))
     terms = step(G, D, *optimizers, batch, s)
     values = torch.stack(list(terms.values()))
     if processes > 1:

@@ -2,7 +2,7 @@
 
 import copy
 import csv
-import inspect
+import dataclasses
 import os
 import re
 import resource
@@ -27,15 +27,6 @@ import toy
 import train
 
 STEPS = ["--steps", "12", "--checkpoint-every", "3", "--log-every", "100"]
-
-
-@pytest.fixture(autouse=True)
-def signals_as_before():
-    """train.train takes over Ctrl-C; here it must go on to end the tests."""
-    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
-    yield
-    for number, handler in before:
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
@@ -79,23 +70,60 @@ def test_settings_are_the_papers_and_help_tells_each_of_them(capsys):
     s = train.parse_settings(["--preset", "cityscapes"])
     assert (s.height, s.width, s.batch_size, s.lr_g, s.lambda_labelmix) == (256, 512, 20, 4e-4, 5)
     assert train.parse_settings(["--preset", "coco-stuff", "--epochs", "7"]).epochs == 7
-    assert Path(train.parse_settings(["--subset", "names.txt"]).subset).is_absolute()
     with pytest.raises(SystemExit) as end:
         train.main(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    texts = re.findall(r'^    (\w+): .*\n    """(.*?)"""', inspect.getsource(train.Settings), re.M)
-    assert end.value.code == 0 and len(texts) > 25
-    for name, text in texts:
-        assert "--" + name.replace("_", "-") in shown and " ".join(text.split()) in shown, name
+    fields = dataclasses.fields(train.Settings)
+    assert end.value.code == 0 and len(fields) > 25
+    for field in fields:
+        assert "--" + field.name.replace("_", "-") in shown, field.name
+        assert " ".join(field.metadata["help"].split()) in shown, field.name
+
+
+@pytest.mark.parametrize("preset, value", [("toy", "64"), ("cityscapes", "512")])
+def test_help_shows_the_values_that_a_run_would_take(capsys, preset, value):
+    with pytest.raises(SystemExit):
+        train.main(["--preset", preset, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"width of the images, a multiple of 2^(num_blocks-1) [{value}]" in shown
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(train.Settings), ids=lambda f: f.name)
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "word", "/nowhere/at/all"])
+def test_every_value_of_every_option_is_taken_or_refused_in_words(tmp_path, capsys, field, value):
+    """Options are read; the data and the networks are opened, but nothing is trained."""
+    if field.type is bool:
+        return
+    values = [value] * (2 if field.name == "init_gain" else 1)
+    arguments = [*several.TINY, "--run-dir", tmp_path / "run", "--steps", 1, "--workers", 0,
+                 train.option_name(field), *values]
+    if field.name == "run_dir" and value.startswith("/"):
+        (tmp_path / "file").touch()
+        arguments[-1] = tmp_path / "file"
+    try:
+        s = train.parse_settings([str(word) for word in arguments])
+        train.open_scorer(s, *train.open_datasets(s), torch.device("cpu"))
+    except data.UserError as error:
+        assert "\n" not in str(error) and str(error)
+    except SystemExit as end:                      # argparse's own refusal, in one sentence
+        assert end.code == 2 and "error: argument --" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments, sentence", [
     (["--preset", "folder", "--data-root", "/nowhere"], "/nowhere"),
     (["--batch-size", "30000"], "30000.* 20000"),
-    (["--height", "30"], "30×32.*multiples of 4"),
+    (["--height", "30"], "--height 30 --width 32: .*multiples of 4"),
     (["--metrics", "miou,beauty"], "beauty.*miou"),
     (["--resume"], "latest.pt: there is no such file"),
-    (["--frozen-norm", "50"], "frozen_norm 50.*from 0 to 1"),
+    (["--frozen-norm", "50"], "--frozen-norm 50.*from 0 to 1"),
+    (["--batch-size", "0"], "--batch-size 0: must be at least 1"),
+    (["--num-blocks", "0"], "--num-blocks 0: must be from 1 to 12"),
+    (["--log-every", "0"], "--log-every 0: must be at least 1"),
+    (["--steps", "-2"], "--steps -2: must be at least 0"),
+    (["--lr-d", "nan"], "--lr-d nan: must be at least 0"),
+    (["--d-channels", "8", "0"], "--d-channels .8, 0.: must be at least 2"),
+    (["--pixel-noise", "65"], "--pixel-noise 65: the noise has 64 channels"),
+    (["--data-root", "/nowhere"], "toy"),
 ])
 def test_a_mistake_is_one_sentence_and_nothing_is_written(tmp_path, capsys, arguments, sentence):
     error = refused([*several.TINY, *arguments, "--run-dir", tmp_path / "run"], capsys)
@@ -137,15 +165,15 @@ def test_the_average_has_statistics_of_its_own_however_often_they_are_measured()
     train.update_average(ema, other, 0.9)
     for average, old, new in zip(ema.parameters(), before, other.parameters()):
         torch.testing.assert_close(average.data, 0.9 * old + 0.1 * new.data)
-    maps = [torch.randint(4, (3, 8, 8), dtype=torch.uint8) for _ in range(4)]
-    states = []
+    maps = [torch.randint(4, (3, 32, 32), dtype=torch.uint8) for _ in range(4)]
+    states, sizes = [], dict(batch_size=3, height=32, width=32)
     for _ in range(2):
-        train.refresh_ema(ema, other, maps, seed=5)
+        train.prepare_average(ema, other, maps, train.Settings(seed=5, **sizes))
         assert not ema.training
         states.append({k: v.clone() for k, v in ema.state_dict().items()})
     assert all(torch.equal(states[0][k], v) for k, v in states[1].items())
     assert states[0]["blocks.0.norm_0.norm.num_batches_tracked"] == 4
-    train.refresh_ema(ema, other, maps, seed=6)                   # the noise is that of the seed
+    train.prepare_average(ema, other, maps, train.Settings(seed=6, **sizes))      # other noise
     assert not torch.equal(ema.state_dict()["blocks.1.norm_0.norm.running_var"],
                            states[0]["blocks.1.norm_0.norm.running_var"])
 
@@ -157,7 +185,7 @@ def test_learning_rates_fall_to_zero_over_their_last_share(tmp_path):
         seen.append([o.param_groups[0]["lr"] for o in (optimizer_G, optimizer_D)])
         return {"loss_G": torch.zeros(())}
     train.train(settings(tmp_path, *"--steps 8 --lr-decay 0.5 --lr-g 1 --lr-d 2".split()),
-                step=step)
+                update=step)
     assert seen == [[x, 2 * x] for x in (1, 1, 1, 1, 1, 0.75, 0.5, 0.25)]
 
 
@@ -168,11 +196,11 @@ def test_in_the_last_steps_the_batch_norm_of_g_keeps_its_statistics(whole, tmp_p
     def step(G, *others):
         means.append(G.blocks[0].norm_0.norm.running_mean.clone())
         if len(means) == 10:
-            os.kill(os.getpid(), signal.SIGTERM)          # stops after step 11
+            os.kill(os.getpid(), signal.SIGTERM)          # stops after step 10
         return train.training_step(G, *others)
-    train.train(settings(tmp_path, *STEPS), step=step)
-    assert checkpoint(tmp_path)["step"] == 11 and checkpoint(tmp_path)["frozen"]
-    train.train(settings(tmp_path, *STEPS, "--resume"), step=step)
+    train.train(settings(tmp_path, *STEPS), update=step)
+    assert checkpoint(tmp_path)["step"] == 10
+    train.train(settings(tmp_path, *STEPS, "--resume"), update=step)
     kept = [torch.equal(a, b) for a, b in zip(means, means[1:])]
     assert kept == [False] * 6 + [True] * 5               # --frozen-norm 0.5: steps 7 to 12
     assert differences(checkpoint(tmp_path), checkpoint(whole)) == []
@@ -181,10 +209,31 @@ def test_in_the_last_steps_the_batch_norm_of_g_keeps_its_statistics(whole, tmp_p
         assert torch.equal(*(network[name] for network in networks)), name
 
 
+def test_a_run_that_is_cut_short_on_resume_measures_its_fixed_statistics(tmp_path):
+    """Six of 40 steps; then 8 are asked for, so that steps 5 to 8 should have had fixed ones."""
+    means = []
+
+    def update(G, *others):
+        means.append(G.blocks[0].norm_0.norm.running_mean.clone())
+        if len(means) == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train.training_step(G, *others)
+    train.train(settings(tmp_path, "--steps", 40), update=update)
+    train.train(settings(tmp_path, "--steps", 8, "--resume"), update=update)
+    assert len(means) == 8 and torch.equal(means[6], means[7])
+    G, average = (checkpoint(tmp_path)[name] for name in ("generator", "ema"))
+    assert torch.equal(G["blocks.0.norm_0.norm.running_mean"], means[7])
+    assert torch.equal(average["blocks.0.norm_0.norm.running_mean"], means[7])
+    # Measured, not collected with momentum: they come from 128 // 6 = 21 batches.
+    assert G["blocks.0.norm_0.norm.num_batches_tracked"] == 21
+
+
 @pytest.mark.parametrize("scores, best", [
     ([{"fid": 9, "miou": 0.1}, {"fid": 5, "miou": 0.3}, {"fid": 7, "miou": 0.9}], 2),
+    ([{"fd_segmenter": 3, "miou": 0.1}, {"fd_segmenter": 2, "miou": 0.3},
+      {"fd_segmenter": 4, "miou": 0.9}], 2),
     ([{"miou": 0.4}, {"miou": 0.6}, {"miou": 0.5}], 2)])
-def test_best_is_the_lowest_fid_else_the_highest_miou(tmp_path, monkeypatch, scores, best):
+def test_best_is_the_lowest_fid_else_fd_segmenter_else_the_highest_miou(tmp_path, monkeypatch, scores, best):
     monkeypatch.setattr(metrics, "Scorer", lambda *_, **__: lambda G, D: dict(scores.pop(0)))
     monkeypatch.setattr(metrics, "show", lambda *_: None)
     train.train(settings(tmp_path, "--steps", 3, "--score-every", 1, "--metrics", "miou"))
@@ -228,12 +277,17 @@ def test_a_signal_finishes_the_step_saves_and_can_be_resumed(whole, tmp_path, nu
     assert differences(checkpoint(run), checkpoint(whole)) == []
 
 
-def test_a_signal_in_the_last_step_but_one_is_the_end_of_a_whole_run(tmp_path):
-    def step(*arguments):
-        os.kill(os.getpid(), signal.SIGTERM)
+def test_a_signal_in_the_last_step_is_the_end_of_a_whole_run_and_handlers_are_as_before(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    steps = []
+
+    def update(*arguments):
+        steps.append(1)
+        if len(steps) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
         return train.training_step(*arguments)
-    assert train.train(settings(tmp_path, "--steps", 2), step=step) is not None
-    assert checkpoint(tmp_path)["step"] == 2
+    assert train.train(settings(tmp_path, "--steps", 2), update=update) is not None
+    assert checkpoint(tmp_path)["step"] == 2 and signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint_whole(whole, tmp_path):
@@ -242,7 +296,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(whole, tmp_path):
     shutil.copytree(whole, run)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
-        with pytest.raises((OSError, RuntimeError)):
+        with pytest.raises((data.UserError, OSError, RuntimeError)):
             train.train(settings(run, *STEPS, "--steps", 14, "--resume"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -255,7 +309,8 @@ def test_weights_and_statistics_that_are_not_finite_reach_no_checkpoint(tmp_path
     run = tmp_path / "run"
     error = refused([*several.TINY, "--run-dir", run, "--steps", 9, "--lr-g", lr,
                      "--checkpoint-every", 1], capsys)
-    assert re.search(r"after step \d weights are not finite", error), error
+    assert re.search(r"after step \d (weights are|a loss is) not finite", error), error
+    assert "last checkpoint" in error
     if (run / "latest.pt").exists():
         for name in ("generator", "discriminator", "ema"):
             assert all(value.isfinite().all() for value in checkpoint(run)[name].values()), name
@@ -278,7 +333,43 @@ def test_a_run_is_neither_overwritten_nor_changed(
     before = (tmp_path / "run" / "latest.pt").read_bytes()
     error = refused([*several.TINY, "--run-dir", tmp_path / "run", *arguments], capsys)
     assert re.search(sentence, error), error
-    assert [path.read_bytes() for path in (tmp_path / "run").iterdir()] == [before]
+    assert (tmp_path / "run" / "latest.pt").read_bytes() == before
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"latest.pt", ".lock0"}
+
+
+def test_a_folder_in_use_is_refused_to_a_second_run(tmp_path, capsys):
+    """Also before the first checkpoint. The lock ends with the run, however it ends."""
+    job, = several.start(several.train_five_steps, settings(tmp_path / "run", *STEPS))
+    several.wait_until((tmp_path / "run" / "latest.pt").exists, [job])
+    for more in ([], ["--resume"]):
+        assert "another run is using" in refused(
+            [*several.TINY, *STEPS, *more, "--run-dir", tmp_path / "run"], capsys) or not more
+    job.kill()
+    several.wait([job])
+    train.train(settings(tmp_path / "run", *STEPS, "--resume"))
+    assert checkpoint(tmp_path / "run")["step"] == 12
+
+
+def test_a_run_folder_that_cannot_be_written_is_refused_before_the_training(tmp_path, capsys):
+    (tmp_path / "file").write_text("no folder")
+    assert "file" in refused([*several.TINY, *STEPS, "--run-dir", tmp_path / "file"], capsys)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))     # stands for a full disk
+    try:
+        error = refused([*several.TINY, *STEPS, "--run-dir", tmp_path / "run"], capsys)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "cannot be written" in error and not list((tmp_path / "run").glob("*.pt"))
+
+
+def test_losses_that_are_not_finite_end_the_run_at_the_next_log_row(tmp_path, capsys):
+    def update(*arguments):
+        terms = train.training_step(*arguments)
+        terms["loss_G"] *= float("nan")
+        return terms
+    with pytest.raises(data.UserError, match="after step 4 a loss is not finite.*checkpoint"):
+        train.train(settings(tmp_path, *STEPS, "--log-every", 4), update=update)
+    assert checkpoint(tmp_path)["step"] == 3
 
 
 def test_resuming_goes_on_beyond_the_first_end_with_what_may_change(whole, tmp_path):
@@ -302,7 +393,7 @@ def test_pictures_scores_and_checkpoints_change_no_weight(whole, tmp_path):
     assert len(rows(tmp_path / "log.csv")) == 12 and "d_miou" in rows(tmp_path / "scores.csv")[0]
     for name in ("best.pt", "curves.png", "segmenter.pt", "samples/step_000004.png"):
         assert (tmp_path / name).stat().st_size > 0, name
-    assert not [path for path in tmp_path.rglob(".*")]                      # half-written files
+    assert {path.name for path in tmp_path.rglob(".*")} == {".lock0"}       # no half-written file
 
 
 def test_any_number_of_loader_processes_gives_the_same_weights(tmp_path):
@@ -316,16 +407,18 @@ def test_any_number_of_loader_processes_gives_the_same_weights(tmp_path):
     assert differences(found[0], found[1]) == differences(found[0], found[2]) == []
 
 
-def test_a_gpu_that_is_missing_or_lacks_bfloat16_is_refused(tmp_path, monkeypatch):
+def test_a_gpu_that_is_missing_or_lacks_bfloat16_is_refused(tmp_path, monkeypatch, capsys):
     for name, answer in dict(is_available=True, device_count=1, set_device=None).items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported",
                         lambda including_emulation=True: including_emulation)
     with pytest.raises(data.UserError, match="--precision bf16"):
-        train.train(settings(tmp_path, "--precision", "bf16"))
+        settings(tmp_path, "--precision", "bf16")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with pytest.raises(data.UserError, match="2 processes need a GPU each, this machine has 1"):
+    with pytest.raises(SystemExit) as end:
         train.train(settings(tmp_path))
+    assert end.value.code == 2
+    assert "2 processes need a GPU each, this machine has 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("emulated_processes", [1, 2])
@@ -355,7 +448,7 @@ def test_compiled_training_has_five_graphs_no_break_and_no_recompilation(
         more = more.replace("d_miou", "none")
     try:
         train.train(settings(tmp_path / "run", "--preset", "folder", "--data-root",
-                             tmp_path / "data", "--workers", 0, *more.split()), step=step)
+                             tmp_path / "data", "--workers", 0, *more.split()), update=step)
     finally:
         if emulated_processes == 2:
             torch.distributed.destroy_process_group()
