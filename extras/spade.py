@@ -1,6 +1,7 @@
 """SPADE and SPADE+, the baseline of the paper; and OASIS with the perceptual loss.
 
     python -m extras.spade --lambda-vgg 0 --run-dir runs/spade+           # SPADE+ without VGG
+    python -m extras.spade --lambda-vgg 0 --multimodal noise --run-dir runs/spade+noise
     python -m extras.spade --multimodal encoder --run-dir runs/encoder    # fetches VGG19, 550 MB
     python -m extras.spade --model spade --run-dir runs/spade
     python -m extras.spade --model oasis --lambda-vgg 10 --run-dir runs/oasis+vgg
@@ -17,6 +18,8 @@ the perceptual loss, the image encoder. SPADE+: no feature matching, and the ave
 The loop is train.py's; it gets networks and step from here. Conventions are those of oasis.py. But
 D(x, t) is a list: for each of two scales the list of its layers' features, of which the last are
 the patch logits (B, 1, h, w), positive for real.
+
+pix2pixhd.py and ccfpse.py, the other rows of Table 1, take from here what they share with SPADE.
 """
 
 import argparse
@@ -29,93 +32,134 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-import processes
-import sample
 import data
 import losses
 import metrics
 import oasis
+import processes
+import sample
 import train
 from data import UserError
 from oasis import LEAK, convolution
+from train import option
 
 # ---- Settings ------------------------------------------------------------------------------------
 
+NOISE_DIMS = {"none": 0, "noise": 64, "encoder": 256}       # by multimodal
+
 
 @dataclasses.dataclass
-class Settings(train.Settings):
-    """train.py's settings, and these."""
-    model: str = "spade+"
-    """spade+, spade or oasis"""
-    multimodal: str = "none"
-    """what makes several images of one label map: noise, encoder or none"""
-    patch_channels: tuple = (64, 128, 256, 512)
-    """widths of SPADE's discriminator"""
-    lambda_features: float = 0.0
-    """weight of the feature-matching loss"""
-    lambda_kl: float = 0.05
-    """weight of the encoder's KL loss"""
-    lambda_vgg: float = 0.0
-    """weight of the perceptual loss; 0 leaves it out, and VGG19 is not needed"""
-    vgg_weights: str = ""
-    """file of torchvision's VGG19 (default: it is fetched once)"""
+class BaselineSettings(train.Settings):
+    """train.py's settings, and those that SPADE, Pix2pixHD and CC-FPSE have in common."""
+
+    multimodal: str = option("none", "what makes several images of one label map: none; noise, as "
+                             "OASIS has it; encoder, SPADE's image encoder")
+    lambda_features: float = option(0.0, "weight of the feature-matching loss", 0)
+    lambda_vgg: float = option(10.0, "weight of the perceptual loss; 0: VGG19 is not needed", 0)
+    vgg_weights: str = option("", "file of torchvision's VGG19; empty: it is fetched once")
+
+
+@dataclasses.dataclass
+class Settings(BaselineSettings):
+    """Defaults: SPADE+ for ADE20K."""
+
+    model: str = option("spade+", "spade+, spade or oasis")
+    patch_channels: tuple = option((64, 128, 256, 512), "widths of SPADE's discriminator", 1)
+    lambda_kl: float = option(0.05, "weight of the encoder's KL loss", 0)
 
 
 # What each model changes (Sec. 3). SPADE's images come from G itself: an average without memory.
 MODELS = {"spade": dict(lambda_vgg=10.0, lambda_features=10.0, ema_decay=0.0),
-          "spade+": dict(lambda_vgg=10.0), "oasis": {}}
-NOISE_DIMS = {"none": 0, "noise": 64, "encoder": 256}       # by multimodal
+          "spade+": dict(lambda_vgg=10.0),
+          "oasis": dict(lambda_vgg=0.0)}
 
 
-def parse_arguments(argv=None):
+def parse_settings(argv=None):
     """Command line -> Settings: train.py's presets, changed by model and multimodal. UserError."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--model", choices=MODELS, default=Settings.model)
-    parser.add_argument("--multimodal", choices=NOISE_DIMS)
     known, _ = parser.parse_known_args(argv)
-    multimodal = known.multimodal or ("noise" if known.model == "oasis" else "none")
-    changes = dict(MODELS[known.model], model=known.model, multimodal=multimodal,
-                   noise_dim=NOISE_DIMS[multimodal])
-    presets = {name: {**preset, **changes} for name, preset in train.PRESETS.items()}
-    presets["toy"]["patch_channels"] = presets["toy"]["d_channels"]
-    settings = train.parse_settings(argv, Settings, presets)
+    changes = dict(MODELS[known.model], model=known.model)
+    short_changes = {}
+    for name in ("toy", "small"):
+        short_changes[name] = dict(patch_channels=train.PRESETS[name]["d_channels"][:4])
+    multimodal = "noise" if known.model == "oasis" else "none"
+    settings = parse_variant(argv, Settings, changes, short_changes, multimodal)
     if settings.model == "oasis" and settings.multimodal == "encoder":
         raise UserError("--multimodal encoder: OASIS has none; choose noise or none")
-    if settings.model != "oasis":           # SPADE's discriminator does not segment
-        settings.metrics = settings.metrics.replace(",d_miou", "").replace("d_miou", "none")
     return settings
 
 
-def make_networks(s, num_classes):
+def parse_variant(argv, settings_class, changes, short_changes, multimodal="none",
+                  choices=tuple(NOISE_DIMS)):
+    """train.parse_settings with changed presets. UserError.
+
+    changes: of all presets. short_changes: of single ones, {preset: changes}. multimodal: its value
+    where the command line gives none; choices: its possible values. It decides the noise:
+
+        none       no noise. --noise-dim 64 adds one vector per image
+        noise      as OASIS has it in the same preset, with its share of noise at every pixel
+        encoder    a latent vector, one per image
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--multimodal", choices=choices, default=multimodal)
+    known, _ = parser.parse_known_args(argv)
+    presets = {}
+    for name, preset in train.PRESETS.items():
+        presets[name] = dict(preset, multimodal=known.multimodal,
+                             noise_dim=NOISE_DIMS[known.multimodal])
+        if known.multimodal != "noise":
+            presets[name]["pixel_noise"] = 0
+        presets[name].update(changes)
+        presets[name].update(short_changes.get(name, {}))
+    settings = train.parse_settings(argv, settings_class, presets)
+    if settings.multimodal == "encoder" and settings.pixel_noise > 0:
+        raise UserError(f"--pixel-noise {settings.pixel_noise}: an image encoder finds one latent "
+                        f"vector for the whole image; choose --multimodal noise")
+    if getattr(settings, "model", "") != "oasis":       # the baselines' D does not segment
+        scores = [name for name in settings.metrics.split(",") if name != "d_miou"]
+        settings.metrics = ",".join(scores) or "none"
+    return settings
+
+
+def make_networks(settings, num_classes):
     """G and D as the settings say, untrained. SPADE has one block more than OASIS."""
+    s = settings
     if s.model == "oasis":
         return train.make_networks(s, num_classes)
-    shape = s.noise_dim, s.channels, s.num_blocks + 1, s.spade_hidden, s.padding
-    G = (EncoderGenerator(num_classes, (s.height, s.width), *shape) if s.multimodal == "encoder"
-         else oasis.Generator(num_classes, *shape))
+    shape = s.channels, s.num_blocks + 1, s.spade_hidden, s.padding
+    if s.multimodal == "encoder":
+        G = EncoderGenerator(num_classes, (s.height, s.width), s.noise_dim, *shape)
+    else:
+        G = oasis.Generator(num_classes, s.noise_dim, *shape, s.pixel_noise)
     return G, Discriminator(num_classes, s.patch_channels)
 
 
 # ---- Generator -----------------------------------------------------------------------------------
 
 
-class EncoderGenerator(oasis.Generator):
-    """SPADE's generator with its image encoder (Table 2).
+class PaintsFromPhotographs:
+    """What SPADE's image encoder adds to a generator (Table 2).
 
     In training the encoder finds a Gaussian N(μ, σ²) of latent vectors z for the photograph, and G
     paints the photograph's label map from one of them. The KL term keeps these Gaussians near
     N(0, 1), so at test time z is drawn without a photograph. z enters once, at the first block,
     through a linear layer. So all images have one size, `image_size`, and no region has its own z.
+
+    A base class to stand before the generator's, which has config, size_multiple, first, condition
+    and paint.
     """
 
-    def __init__(self, num_classes, image_size, noise_dim=256, channels=64, num_blocks=7,
-                 spade_hidden=128, padding="zeros"):
-        super().__init__(num_classes, 0, channels, num_blocks, spade_hidden, padding)
+    def add_encoder(self, image_size, noise_dim, channels):
+        """Replace G's first layer by a linear one of z, and add the encoder."""
+        del self.config["pixel_noise"]
         self.config.update(image_size=list(image_size), noise_dim=noise_dim)
         self.image_size, self.noise_dim = tuple(image_size), noise_dim
-        height, width = (side // self.size_multiple for side in image_size)
-        self.first_shape = (self.first.out_channels, height, width)
-        self.first = convolution(noise_dim, self.first.out_channels * height * width, 1, False)
+        height, width = image_size
+        self.first_shape = (self.first.out_channels, height // self.size_multiple,
+                            width // self.size_multiple)
+        outputs = self.first_shape[0] * self.first_shape[1] * self.first_shape[2]
+        self.first = convolution(noise_dim, outputs, 1, spectral=False)
         self.encoder = make_encoder(image_size, channels, noise_dim)
 
     def forward(self, labels, noise, images=None):
@@ -133,10 +177,23 @@ class EncoderGenerator(oasis.Generator):
                             "vector for the whole image".format(*self.image_size))
         condition = self.condition(labels, noise[:, :0])                      # (B, N, H, W)
         x = self.first(noise[:, :, None, None]).view(-1, *self.first_shape)   # (B, 16c, H/64, W/64)
+        return self.paint(x, condition)
+
+
+class EncoderGenerator(PaintsFromPhotographs, oasis.Generator):
+    """SPADE's generator with its image encoder."""
+
+    def __init__(self, num_classes, image_size, noise_dim=256, channels=64, num_blocks=7,
+                 spade_hidden=128, padding="zeros"):
+        super().__init__(num_classes, 0, channels, num_blocks, spade_hidden, padding)
+        self.add_encoder(image_size, noise_dim, channels)
+
+    def paint(self, x, condition):
+        """x: output of the first layer; condition (B, N, H, W) -> images (B, 3, H, W)."""
         for i, block in enumerate(self.blocks):
             here = oasis.shrink(condition, self.size_multiple // 2 ** i)      # (B, N, h, w)
             x = block(oasis.upsample(x, here.shape[2:]), here)                # … (B, c, H, W)
-        return torch.tanh(self.last(F.leaky_relu(x, LEAK)))                   # (B, 3, H, W)
+        return torch.tanh(self.last(oasis.leaky_relu(x)))                     # (B, 3, H, W)
 
 
 def make_encoder(image_size, channels, latent_dim):
@@ -144,14 +201,17 @@ def make_encoder(image_size, channels, latent_dim):
 
     3×3 convolutions of stride 2, at most six, down to about 4×4; then a linear layer.
     """
-    stages = max(1, min(6, min(image_size).bit_length() - 3))            # 64 -> 4, 256 -> 6
-    widths = [3] + [channels * min(8, 2 ** i) for i in range(stages)]    # 3 64 128 256 512 512 512
+    stages = max(1, min(6, min(image_size).bit_length() - 3))           # 64 -> 4, 256 -> 6
+    height, width = image_size
     layers = []
-    for c_in, c_out in zip(widths, widths[1:]):
-        layers += [convolution(c_in, c_out, 3, spectral=False, bias=False, stride=2),
-                   nn.InstanceNorm2d(c_out), nn.LeakyReLU(LEAK)]
-    height, width = (-(-side // 2 ** stages) for side in image_size)
-    inputs = widths[-1] * height * width
+    c_in = 3
+    for i in range(stages):
+        c_out = channels * min(8, 2 ** i)                               # 64 128 256 512 512 512
+        layers.append(convolution(c_in, c_out, 3, spectral=True, bias=False, stride=2))
+        layers.append(nn.InstanceNorm2d(c_out))
+        layers.append(nn.LeakyReLU(LEAK))
+        c_in, height, width = c_out, (height + 1) // 2, (width + 1) // 2
+    inputs = c_in * height * width
     return nn.Sequential(*layers, nn.Flatten(), nn.Unflatten(1, (inputs, 1, 1)),
                          convolution(inputs, 2 * latent_dim, 1, spectral=False), nn.Flatten())
 
@@ -163,39 +223,55 @@ def make_encoder(image_size, channels, latent_dim):
 # penalized for predicting wrong semantic classes" (Sec. 1).
 
 
-def make_patch_gan(in_channels, channels):
+def one_hot(labels, num_classes, images):
+    """labels (B, H, W) int64 -> (B, N, H, W), in the type of the images."""
+    classes = torch.arange(num_classes, device=labels.device)
+    return (labels[..., None] == classes).permute(0, 3, 1, 2).to(images)
+
+
+def make_patch_gan(in_channels, channels, spectral):
     """4×4 convolutions, stride 2 and in the last two 1, to one logit for each patch."""
     layers = nn.ModuleList()
-    for i, (c_in, c_out) in enumerate(zip([in_channels, *channels], channels)):
+    for i, c_out in enumerate(channels):
         # Norm per image, which takes a bias away again; the first layer has a bias and no norm.
+        # Without spectral norm the layers are pix2pixHD's, which all have a bias.
+        bias = i == 0 or not spectral
+        stride = 2 if i < len(channels) - 1 else 1
+        norm = nn.InstanceNorm2d(c_out) if i > 0 else nn.Identity()
         layers.append(nn.Sequential(
-            convolution(c_in, c_out, 4, spectral=True, bias=i == 0,
-                        stride=2 if i < len(channels) - 1 else 1),
-            nn.InstanceNorm2d(c_out) if i > 0 else nn.Identity(), nn.LeakyReLU(LEAK)))
-    layers.append(convolution(channels[-1], 1, 4, spectral=True))
+            convolution(in_channels, c_out, 4, spectral, bias, stride), norm, nn.LeakyReLU(LEAK)))
+        in_channels = c_out
+    layers.append(convolution(in_channels, 1, 4, spectral))
     return layers
 
 
 class Discriminator(nn.Module):
-    """D(x, t): real or fake, for each patch, at two scales; it is given the label map."""
+    """D(x, t): real or fake, for each patch, at two scales; it is given the label map.
 
-    def __init__(self, num_classes, channels=(64, 128, 256, 512)):
+    spectral: spectral norm of all layers, as SPADE has it; pix2pixHD has none.
+    """
+
+    def __init__(self, num_classes, channels=(64, 128, 256, 512), spectral=True):
         super().__init__()
-        self.config = dict(num_classes=num_classes, channels=list(channels))
-        self.scales = nn.ModuleList(make_patch_gan(3 + num_classes, channels) for _ in range(2))
+        self.config = dict(num_classes=num_classes, channels=list(channels), spectral=spectral)
+        self.scales = nn.ModuleList()
+        for _ in range(2):
+            self.scales.append(make_patch_gan(3 + num_classes, channels, spectral))
 
     def forward(self, images, labels):
         """images (B, 3, H, W), labels (B, H, W) int64 -> for each scale its list of features."""
-        classes = torch.arange(self.config["num_classes"], device=labels.device)
-        one_hot = (labels[..., None] == classes).permute(0, 3, 1, 2)
-        x = torch.cat([images, one_hot.to(images)], 1)                   # (B, 3+N, H, W)
+        label_map = one_hot(labels, self.config["num_classes"], images)
+        x = torch.cat([images, label_map], 1)                            # (B, 3+N, H, W)
         x = x.contiguous(memory_format=torch.channels_last)
         half = F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
-        output = [[x], [half]]
-        for layers, features in zip(self.scales, output):
+        output = []
+        for layers, y in zip(self.scales, (x, half)):
+            features = []
             for layer in layers:
-                features.append(layer(features[-1]))             # (B, 64 … 512, h, w), (B, 1, h, w)
-        return [features[1:] for features in output]
+                y = layer(y)
+                features.append(y)                               # (B, 64 … 512, h, w), (B, 1, h, w)
+            output.append(features)
+        return output
 
 
 # ---- Losses --------------------------------------------------------------------------------------
@@ -207,9 +283,12 @@ def hinge_loss_D(output):
     output: D's, of photographs and generated images in one batch. Returns two scalars. A patch
     that is right by a margin of 1 teaches D nothing more.
     """
-    pairs = [losses.at_least_float32(features[-1]).chunk(2) for features in output]
-    return (sum(F.relu(1 - real).mean() for real, _ in pairs) / len(pairs),
-            sum(F.relu(1 + fake).mean() for _, fake in pairs) / len(pairs))
+    of_real = of_fake = 0
+    for features in output:
+        real, fake = losses.at_least_float32(features[-1]).chunk(2)
+        of_real = of_real + F.relu(1 - real).mean() / len(output)
+        of_fake = of_fake + F.relu(1 + fake).mean() / len(output)
+    return of_real, of_fake
 
 
 def hinge_loss_G(output):
@@ -224,8 +303,11 @@ def mean_difference(ours, target):
 
 def feature_matching_loss(fake, real):
     """Mean |D_k(x̂, t) − D_k(x, t)|, summed over the layers k but the logits; the scales' mean."""
-    return sum(mean_difference(ours, target) for ours_at, targets_at in zip(fake, real)
-               for ours, target in zip(ours_at[:-1], targets_at[:-1])) / len(fake)
+    loss = 0
+    for ours_at, targets_at in zip(fake, real):
+        for ours, target in zip(ours_at[:-1], targets_at[:-1]):
+            loss = loss + mean_difference(ours, target) / len(fake)
+    return loss
 
 
 def kl_loss(mu, log_variance):
@@ -253,8 +335,10 @@ class PerceptualLoss(nn.Module):
         with torch.device("meta"):          # shapes only: no time, no random numbers
             network = torchvision.models.vgg19().features
         path = weights or metrics.fetch(*VGG19)
-        state = {name.removeprefix("features."): tensor for name, tensor
-                 in sample.read_tensors(path).items() if name.startswith("features.")}
+        state = {}
+        for name, tensor in sample.read_tensors(path).items():
+            if name.startswith("features."):
+                state[name.removeprefix("features.")] = tensor
         if state.keys() != network.state_dict().keys():
             raise UserError(f"{path}: does not hold the weights of torchvision's VGG19")
         network.load_state_dict(state, assign=True)
@@ -265,7 +349,8 @@ class PerceptualLoss(nn.Module):
 
     def forward(self, fake, real):
         """Images (B, 3, H, W), at least 16×16, twice -> a scalar; its gradient reaches `fake`."""
-        ours, target = (((images + 1) / 2 - self.mean) / self.std for images in (fake, real))
+        ours = ((fake + 1) / 2 - self.mean) / self.std
+        target = ((real + 1) / 2 - self.mean) / self.std
         loss = 0
         for i, layer in enumerate(self.network):
             ours, target = layer(ours), layer(target)                   # (B, 64 … 512, H …, W …)
@@ -347,18 +432,28 @@ def oasis_step(G, D, optimizer_G, optimizer_D, batch, settings, perceptual=None)
                 loss_D_fake=of_fake.detach(), loss_labelmix=of_mix.detach())
 
 
-@data.exit_in_words("extras.spade")
-def main(argv=None):
-    settings = parse_arguments(argv)
-    perceptual = PerceptualLoss(settings.vgg_weights) if settings.lambda_vgg > 0 else None
-    step = functools.partial(oasis_step if settings.model == "oasis" else spade_step,
-                             perceptual=perceptual)
-    scores = train.train(settings, make_networks, step)
+# ---- The command line ----------------------------------------------------------------------------
+
+
+def run(settings, make_networks, step):
+    """Train with these networks and this step, with VGG19 if its loss has a weight. Exits."""
+    perceptual = None
+    if settings.lambda_vgg > 0:
+        perceptual = PerceptualLoss(settings.vgg_weights)
+    scores = train.train(settings, make_networks,
+                         update=functools.partial(step, perceptual=perceptual))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    sys.exit(int(scores is None))
+    sys.exit(1 if scores is None else 0)
+
+
+@data.exit_in_words("extras.spade")
+def main(argv=None):
+    """The command line. Exit code 0: done; 1: stopped by a signal; 2: a mistake of the user."""
+    settings = parse_settings(argv)
+    run(settings, make_networks, oasis_step if settings.model == "oasis" else spade_step)
 
 
 if __name__ == "__main__":
-    from extras.spade import main as run    # under its own name, which checkpoints hold
-    run()
+    from extras import spade                # under its own name, which checkpoints hold
+    spade.main()
