@@ -110,8 +110,9 @@ def paint_maps(generator, label_maps, seeds):
 
 def table(class_names, columns):
     """{heading: {class id: Texture}} -> lines of a table, a class in each that has a window."""
-    heads = [f"{heading:>12s} deviation windows" for heading in columns]
-    lines = [" " * 22 + "".join(heads)]
+    headings = [f"{heading:>30.28s}" for heading in columns]
+    lines = [" " * 22 + "".join(headings),
+             " " * 22 + "       share deviation windows" * len(columns)]
     for k, name in enumerate(class_names):
         cells = []
         for shares in columns.values():
