@@ -90,8 +90,8 @@ def write_whole(path):
     the disk is full (torch.save then raises RuntimeError), or the folder cannot be written.
     """
     path = Path(path)
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
     with readable(path, "written"):
+        partial = path.with_name(f".{os.getpid()}.{path.name}")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial
