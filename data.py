@@ -33,6 +33,7 @@ from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 
 import toy
+from processes import rank_and_size
 
 SIZES = {"toy": (64, 64), "folder": (256, 256), "small": (96, 128), "ade20k": (256, 256),
          "coco-stuff": (256, 256), "cityscapes": (256, 512)}          # default (H, W)
@@ -43,7 +44,6 @@ PNGS, PHOTOS = (".png",), (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", "
 UNKNOWN_NAMES = {"unknown", "unlabelled", "unlabeled", "void", "ignore"}
 AUGMENT, ORDER = range(2)                           # purposes: a crop never shifts the shuffle
 NO_CLASS, NO_LABEL = -1, -2                         # what an id can be, see id_table
-LOCKS = []                                          # a lock lasts while its file is open
 
 
 # ---- Mistakes of the user ------------------------------------------------------------------------
@@ -101,16 +101,20 @@ def write_whole(path):
 
 
 def lock_folder(folder):
-    """Keep a folder, made if need be, to this process until it ends. UserError: it cannot be."""
+    """Keep a folder, made if need be, to this run. UserError: another run has it, or none can.
+
+    Returns a file. The lock lasts while that file is open. Each process has a lock of its own.
+    """
     with readable(folder, "kept; another run is using this folder, or it cannot be written"):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        LOCKS.append(open(Path(folder, ".lock"), "w"))
+        file = open(Path(folder, f".lock{rank_and_size()[0]}"), "w")
         try:
             import fcntl
-            fcntl.flock(LOCKS[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except ImportError:                         # Windows has another one
             import msvcrt
-            msvcrt.locking(LOCKS[-1].fileno(), msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    return file
 
 
 def list_files(folder, endings, suffix="", pattern="*"):
