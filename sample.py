@@ -1,4 +1,4 @@
-"""Draw scenes with a trained model: Figure 1 (other noise, also in one place only) and Figure 4.
+"""Paint scenes with a trained model: Figure 1 (other noise, also in one place only) and Figure 4.
 
     python sample.py                             # four noises for each of eight label maps
     python sample.py --resample-class sky        # Figure 1: another sky, the rest stays
@@ -8,12 +8,16 @@
     python sample.py --labels maps --num 8       # your own label maps, eight noises each
 
 One expression is the whole idea: x̂ = G(where(region, b, a), t). The noise is an input beside the
-label map t and has a vector at every pixel (Sec. 2, "3D noise"). Pixels of the region get noise
-vector b, all others keep a. The modes differ in the region and in b only: the whole picture, one
-class, a drawn area, or a b that moves. Re-creation changes t instead: D reads it off a photo.
+label map t and has a vector at every pixel (Sec. 2, "3D noise"). Pixels of the region get noise b,
+all others keep noise a. The modes differ in the region and in b only: the whole picture, one class,
+a drawn area, or a b that moves. Re-creation changes t instead: D reads it off a photo.
 
 The model is that of --checkpoint, else of the newest run, else assets/toy.pt. Pictures go to --out,
-else to samples/. Their names carry label map, seed and edit. A contact sheet shows them together.
+else to samples/. A picture is called MAP_WORDS_NOISE.png: its label map, what was asked, its noise.
+The same command gives the same pictures again, under the same names. The contact sheet, with all of
+them, is called by what was asked.
+
+Read from the top: checkpoints, the functions that paint (also for notebooks), the script.
 """
 
 import argparse
@@ -33,11 +37,15 @@ from data import UserError
 
 # ---- Checkpoints ---------------------------------------------------------------------------------
 
+
 def find_checkpoint(path=None):
     """The path itself, else latest.pt of the newest run, else the model of this repository."""
-    runs = sorted(Path("runs").glob("*/latest.pt"), key=lambda file: file.stat().st_mtime)
-    included = Path(__file__).resolve().parent / "assets" / "toy.pt"
-    return Path(path or (runs[-1] if runs else included))
+    if path is not None:
+        return Path(path)
+    runs = list(Path("runs").glob("*/latest.pt"))
+    if runs:
+        return max(runs, key=lambda file: file.stat().st_mtime)
+    return Path(__file__).resolve().parent / "assets" / "toy.pt"
 
 
 def read_tensors(path):
@@ -60,11 +68,13 @@ def load_checkpoint(path):
 
 
 def build_generator(checkpoint):
-    """The averaged generator, whose images the paper reports; in eval mode, without gradients."""
+    """The average of G, whose images the paper reports; in eval mode, without gradients."""
     module, name = checkpoint["generator_class"].rsplit(".", 1)
-    # Only a variant's generator lives elsewhere; a file must not choose what is imported.
-    module = importlib.import_module(module if module.startswith("extras.") else "oasis")
-    network = getattr(module, name)(**checkpoint["generator_args"])
+    # Only a variant's generator lives elsewhere. A file must not choose freely what is imported.
+    if not module.startswith("extras."):
+        module = "oasis"
+    generator_class = getattr(importlib.import_module(module), name)
+    network = generator_class(**checkpoint["generator_args"])
     network.load_state_dict(checkpoint["ema"])
     return network.to(memory_format=torch.channels_last).requires_grad_(False).eval()
 
@@ -80,10 +90,11 @@ def build_discriminator(checkpoint):
 
 # ---- A model and what it can do: arrays in, arrays out, also for notebooks -----------------------
 
+
 @dataclass
 class Model:
     """The two networks of a checkpoint, ready for use, and what they were trained on."""
-    generator: torch.nn.Module                # the averaged one, whose images are reported
+    generator: torch.nn.Module                # the average of G, whose images are reported
     discriminator: torch.nn.Module | None     # None where the file holds none that segments
     preset: str
     class_names: list                         # N names
@@ -97,25 +108,58 @@ class Model:
 def load_model(path=None, device="cpu"):
     """Checkpoint file -> Model. Without a path: the newest run, else assets/toy.pt. UserError."""
     checkpoint = load_checkpoint(find_checkpoint(path))
-    G, D = build_generator(checkpoint), build_discriminator(checkpoint)
-    known = checkpoint["dataset"]
-    return Model(G.to(device), D and D.to(device), known["preset"], known["class_names"],
-                 np.array(known["palette"], np.uint8), known["ignore_label"],
-                 tuple(known["size"]), checkpoint["settings"], checkpoint["step"])
+    generator = build_generator(checkpoint).to(device)
+    discriminator = build_discriminator(checkpoint)
+    if discriminator is not None:
+        discriminator.to(device)
+    about = checkpoint["dataset"]
+    return Model(generator, discriminator, about["preset"], about["class_names"],
+                 np.array(about["palette"], np.uint8), about["ignore_label"],
+                 tuple(about["size"]), checkpoint["settings"], checkpoint["step"])
 
 
 @torch.no_grad()
 def paint(generator, labels, noise, batch_size=8):
     """x̂ = G(z, t) as pictures, (B, H, W, 3) uint8.
 
-    labels: (B, H, W) int64, or (H, W), one map for all pictures; array or tensor.
-    noise: (B, C), one vector per picture, or (B, C, H, W), one per pixel (oasis.local_noise).
-    batch_size: pictures drawn at once. It changes memory and speed, not the pictures.
+    labels: (B, H, W), or (H, W), one map for all pictures; array or tensor; any height and width.
+    noise: (B, C), one vector per picture, or (B, C, H, W), one per pixel (oasis.draw_noise).
+    batch_size: pictures painted at once. It changes memory and speed, not the pictures.
+
+    ValueError: an id beyond the generator's classes, or a noise of another size.
     """
+    labels = torch.as_tensor(labels).long()
+    if labels.min() < 0 or labels.max() >= generator.num_classes:
+        raise ValueError(f"label map with ids {labels.min()} to {labels.max()}; the generator "
+                         f"knows 0 to {generator.num_classes - 1}")
+    labels = labels.expand(len(noise), *labels.shape[-2:])
+    height, width = labels.shape[1:]
+    # G halves the size several times. So the map grows to the next multiple, at the bottom and at
+    # the right, and the picture is cropped. Where nothing is missing, nothing changes.
+    padded = round_up(height, generator.size_multiple), round_up(width, generator.size_multiple)
+    labels = repeat_border(labels, padded)
+    if noise.ndim == 4 and tuple(noise.shape[2:]) != padded:
+        if tuple(noise.shape[2:]) != (height, width):
+            raise ValueError(f"noise of {tuple(noise.shape[2:])} for labels of {(height, width)}")
+        noise = repeat_border(noise, padded)
     device = next(generator.parameters()).device
-    labels = torch.as_tensor(labels).expand(len(noise), *labels.shape[-2:])
-    return np.concatenate([data.to_uint8(generator(t.to(device), z.to(device)))
-                           for t, z in zip(labels.split(batch_size), noise.split(batch_size))])
+    pictures = []
+    for t, z in zip(labels.split(batch_size), noise.split(batch_size)):
+        images = generator(t.to(device), z.to(device))
+        pictures.append(data.to_uint8(images))
+    return np.concatenate(pictures)[:, :height, :width]
+
+
+def round_up(side, multiple):
+    """The next multiple: 33, 8 -> 40."""
+    return -(-side // multiple) * multiple
+
+
+def repeat_border(tensor, size):
+    """(..., H, W) -> (..., *size): the last row and the last column again and again."""
+    rows = torch.arange(size[0]).clamp(max=tensor.shape[-2] - 1)
+    columns = torch.arange(size[1]).clamp(max=tensor.shape[-1] - 1)
+    return tensor[..., rows, :][..., columns]
 
 
 @torch.no_grad()
@@ -127,181 +171,285 @@ def predict_labels(discriminator, photo):
     """
     device = next(discriminator.parameters()).device
     image = torch.tensor(photo, device=device, dtype=torch.float32).permute(2, 0, 1) / 127.5 - 1
-    return discriminator(image[None])[0, :-1].argmax(0).cpu().numpy()
+    logits = discriminator(image[None])[0]                            # (N+1, H, W)
+    return logits[:-1].argmax(0).cpu().numpy()
 
 
 def interpolate(start, end, steps):
-    """A walk from one noise vector to another, both ends included: (C,), (C,) -> (steps, C).
+    """A walk from one noise to another, both ends included: (C,), (C,) -> (steps, C).
 
-    It turns along the sphere at a steady rate. A vector of 64 Gaussian numbers has a length near 8
-    almost always, and G knows no others. The middle of the straight line has a length near 5.7.
+    Noise per pixel: (C, H, W), (C, H, W) -> (steps, C, H, W). Channels that hold one number at all
+    pixels are the vector; the others are the field, drawn at every pixel. The vector and the field
+    turn each by itself, so each keeps its variance at every step.
     """
-    t = torch.linspace(0, 1, steps)[:, None]
-    a, b = start / start.norm(), end / end.norm()
+    if start.ndim == 1:
+        return turn(start, end, steps)
+    constant = (start == start[:, :1, :1]) & (end == end[:, :1, :1])
+    vector = constant.flatten(1).all(1)                               # (C,) bool
+    walk = start.new_empty(steps, *start.shape)
+    for part in (vector, ~vector):
+        walk[:, part] = turn(start[part], end[part], steps)
+    return walk
+
+
+def turn(start, end, steps):
+    """interpolate() for numbers of one kind, all taken as one long vector.
+
+    The vector turns along the sphere at a steady rate. A vector of 64 Gaussian numbers has a length
+    near 8 almost always, and G knows no others. The middle of the straight line has a length near
+    5.7.
+    """
+    a = start.flatten() / start.norm()
+    b = end.flatten() / end.norm()
     angle = torch.arccos((a @ b).clamp(-0.999999, 0.999999))      # not 0, as it divides below
+    t = torch.linspace(0, 1, steps)[:, None].to(start)
     direction = (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
     walk = direction * torch.lerp(start.norm(), end.norm(), t)
-    return torch.stack([start, *walk[1:-1], end])                 # the ends to the last bit
+    walk = walk.view(steps, *start.shape)
+    walk[-1], walk[0] = end, start                                # the ends to the last bit
+    return walk
 
 
-def mean_change(before, after, region):
-    """How local is local? Mean |after - before| on the scale of [-1, 1] -> (inside, outside).
-
-    before: (H, W, 3) uint8. after: (K, H, W, 3) uint8. region: bool (H, W).
-    """
-    change = np.abs(np.asarray(after, float) - before).mean(axis=(0, 3)) / 127.5
-    return [(change * part).sum() / max(part.sum(), 1) for part in (region, ~region)]
+# ---- python sample.py: what is painted -----------------------------------------------------------
 
 
-# ---- python sample.py ----------------------------------------------------------------------------
-
-def find_scenes(args, model):
+def find_scenes(options, model):
     """Yields (name, labels (H, W) int64 or None, photo (H, W, 3) uint8 or None), one by one.
 
-    Files of --labels hold the ids of the dataset's own archive. Without files named, label maps and
-    photos come from the validation set.
+    Files of --labels hold the ids of the data set's own archive. Without files named, label maps
+    and photos come from the validation set. UserError.
     """
-    size, path = args.size or model.size, Path(args.labels or args.recreate or "")
-    if args.labels or args.recreate:
-        endings = data.PNGS if args.labels else data.PHOTOS
-        files = data.list_files(path, endings) if path.is_dir() else {path.stem: path}
-        table = data.id_table(model.preset, len(model.class_names))
-        for name, path in list(files.items())[:args.limit]:
-            yield ((name, data.read_label_map(path, table, args.size), None) if args.labels else
-                   (name, None, data.read_photo(path, size, upright=True)))
-    else:
-        s = model.settings
-        dataset = data.open_dataset(model.preset, "val", size, args.data_root or s["data_root"],
-                                    seed=s["data_seed"], subset=s.get("subset") or None)
-        for i in range(min(len(dataset), args.limit or 8)):
-            image, labels = dataset[i]
-            yield dataset.names[i], labels.numpy(), data.to_uint8(image[None])[0]
+    if options.labels is None and not options.recreate:
+        yield from validation_scenes(options, model)
+        return
+    path = Path(options.labels or options.recreate)
+    files = {path.stem: path}
+    if path.is_dir():
+        files = data.list_files(path, data.PNGS if options.labels else data.PHOTOS)
+    table = data.id_table(model.preset, len(model.palette), model.ignore_label)
+    # The colours of one's own classes.txt tell whether the ids of a palette png are right.
+    colours = model.palette if model.preset in data.OWN else None
+    for name, file in list(files.items())[:options.limit]:
+        if options.labels:
+            yield name, data.read_label_map(file, table, options.size, colours), None
+        else:
+            yield name, None, data.read_photo(file, options.size or model.size, upright=True)
 
 
-def recreate(model, photo, path):
+def validation_scenes(options, model):
+    """The same from the validation set of the data that the model was trained on."""
+    settings = model.settings
+    root = options.data_root or settings["data_root"]
+    dataset = data.open_dataset(model.preset, "val", options.size or model.size, root,
+                                seed=settings["data_seed"])
+    for i in range(min(len(dataset), options.limit or 8)):
+        image, labels = dataset[i]
+        yield dataset.names[i], labels.numpy(), data.to_uint8(image[None])[0]
+
+
+def recreate(model, photo, folder, name):
     """Figure 4: the label map that D sees in a photo, kept as a png that --labels reads again."""
-    labels, key = predict_labels(model.discriminator, photo), (model.preset, len(model.palette))
-    # The program reads the ids, which are those of the dataset's own files; the eye the palette.
-    image = Image.fromarray(data.file_ids(*key)[labels])
-    image.putpalette(model.palette[data.id_table(*key).clip(0)].tobytes())
-    save(image, path)
+    labels = predict_labels(model.discriminator, photo)
+    num_classes = len(model.palette)
+    # The program reads the ids, which are those of the data set's own files; the eye the palette.
+    image = Image.fromarray(data.file_ids(model.preset, num_classes)[labels])
+    table = data.id_table(model.preset, num_classes)
+    image.putpalette(model.palette[table.clip(0)].tobytes())
+    folder.keep(image, name)
     return labels
 
 
-def find_region(args, model, labels):
+def find_region(options, model, labels):
     """The pixels to change, bool (H, W), or None for all. UserError: no such class."""
-    if args.resample_mask:
+    if options.resample_mask:
         # Resized, because nobody draws well on a picture of 64×64 pixels.
-        return data.read_photo(args.resample_mask, labels.shape).mean(axis=2) > 127
-    if args.resample_class is None:
+        return data.read_photo(options.resample_mask, labels.shape).mean(axis=2) > 127
+    if options.resample_class is None:
         return None
-    word, names = args.resample_class, model.class_names
-    found = [k for k, name in enumerate(names) if word in (name, str(k))]
-    if not found:
-        raise UserError(f"there is no class {word!r}; there are {', '.join(names)}")
-    return labels == found[0]
+    for k, name in enumerate(model.class_names):
+        if options.resample_class in (name, str(k)):
+            return labels == k
+    raise UserError(f"--resample-class: there is no class {options.resample_class!r}; there are "
+                    f"{', '.join(model.class_names)}")
 
 
-def make_noise(args, region, noise_dim):
-    """The noise of each picture of a label map -> K names, noise (K, C) or (K, C, H, W).
+def make_noise(options, generator, size, region):
+    """The noise of each picture of a label map of size (H, W) -> K names, noise of K pictures.
 
     region: bool (H, W), the pixels to change, or None for the whole picture.
     """
-    # Figure 1, globally: every picture has a noise vector b of its own. The first one is a.
-    seeds = range(args.seed, args.seed + args.num + (region is not None))
-    names, b = [f"seed{s}" for s in seeds], oasis.noise_from_seeds(seeds, noise_dim)
-    # A walk: b moves from a to the noise of the next seed.
-    if args.interpolate:
-        ends = oasis.noise_from_seeds([args.seed, args.seed + 1], noise_dim)
-        b = interpolate(*ends, args.interpolate)
-        names = [f"{names[0]}-to-{args.seed + 1}_{k:03d}of{len(b)}" for k in range(1, len(b) + 1)]
-    # Figure 1, locally: where(region, b, a). The first picture, a everywhere, has a vector per
-    # pixel, too. The arithmetic is the same, so what G cannot reach is equal to the last bit.
+    first, second = options.seed, options.seed + 1
+    if options.interpolate:
+        # A walk: b moves from a to the noise of the next seed.
+        ends = oasis.draw_noise([first, second], size, generator.noise_dim, generator.pixel_noise)
+        b = interpolate(ends[0], ends[1], options.interpolate)
+        names = [f"walk{first}-{second}_{k:03d}of{len(b)}" for k in range(1, len(b) + 1)]
+    else:
+        # Figure 1, globally: every picture has a noise b of its own. The first one is a.
+        seeds = range(first, first + options.num)
+        b = oasis.draw_noise(seeds, size, generator.noise_dim, generator.pixel_noise)
+        names = [f"seed{seed}" for seed in seeds]
     if region is not None:
+        # Figure 1, locally: where(region, b, a). In the first picture b is a. It is computed like
+        # the others, so what G cannot reach from the region is equal to the last bit.
         b = oasis.local_noise(b[:1].expand_as(b), b, region)
     return names, b
 
 
-def save(image, path, **options):
-    """PIL image -> file, never half of it."""
-    with data.write_whole(path) as partial:
-        image.save(partial, **options)
+# ---- python sample.py: files and the command line ------------------------------------------------
 
 
-def draw_scene(model, name, labels, photo, args, start, folder):
-    """Draw and save all pictures of a label map -> (row of the contact sheet, mean_change or None).
+class PictureFolder:
+    """The folder of --out, which counts the files that are written. UserError: it cannot be used."""
 
-    The row, {caption: picture}, begins with what was given. {}: the map has no pixels to change.
-    start: the words for file names that all pictures have in common.
+    def __init__(self, path):
+        self.path, self.count = Path(path), 0
+        # Where nothing can be written, end now, not after the first picture.
+        with data.write_whole(self.path / "first_try") as partial:
+            partial.touch()
+        (self.path / "first_try").unlink()
+
+    def keep(self, image, name, **options):
+        """PIL image -> a file of this name, never half of it."""
+        with data.write_whole(self.path / name) as partial:
+            image.save(partial, **options)
+        self.count += 1
+
+
+def paint_row(model, scene, options, folder):
+    """Paint and keep all pictures of a label map -> a row of the contact sheet.
+
+    scene: see find_scenes. The row, {caption: picture}, begins with what was given. It is empty
+    where the map has no pixels to change.
     """
-    row = {} if labels is None else {"label map": model.palette[labels]}
-    stem = str(folder / name) + ("_{}x{}".format(*args.size) if args.size else "")
-    if args.recreate is not None:
-        labels = recreate(model, photo, Path(f"{stem}_labels.png"))
-        row |= {"photo": photo, "D sees": model.palette[labels]}
-        stem = f"{stem}_recreated"
-    region = find_region(args, model, labels)
-    if region is not None and not region.any():
-        return {}, None
-    names, noise = make_noise(args, region, model.generator.noise_dim)
-    drawn = [*paint(model.generator, labels, noise)]
-    for name, picture in zip(names, drawn):
-        save(Image.fromarray(picture), Path(f"{stem}{start}_{name}.png"))
-    if args.interpolate:          # one png with all pictures, and a gif that goes there and back
-        path = Path(f"{stem}{start}_{names[0]}.png".replace("_001of", "_walk"))
-        save(data.picture_grid([drawn]), path)
-        gif, *rest = [Image.fromarray(picture) for picture in drawn + drawn[-2:0:-1]]
-        save(gif, path.with_suffix(".gif"), append_images=rest, save_all=True, loop=0, duration=90)
-    change = None if region is None else mean_change(drawn[0], drawn[1:], region)
-    return row | dict(zip(names, drawn)), change
+    name, labels, photo = scene
+    row, words = {}, [name]
+    if options.size:
+        words.append("{}x{}".format(*options.size))
+    if labels is not None:
+        row["label map"] = model.palette[labels]
+    if options.recreate is not None:
+        labels = recreate(model, photo, folder, "_".join(words + ["labels.png"]))
+        row["photo"], row["D sees"] = photo, model.palette[labels]
+        words.append("recreated")
+    region = find_region(options, model, labels)
+    if region is not None:
+        if not region.any():
+            return {}
+        words.append(f"seed{options.seed}_resample-{find_place(options)}")
+    names, noise = make_noise(options, model.generator, labels.shape, region)
+    pictures = list(paint(model.generator, labels, noise))
+    for name, picture in zip(names, pictures):
+        row[name] = picture
+        folder.keep(Image.fromarray(picture), "_".join(words + [f"{name}.png"]))
+    if options.interpolate:
+        keep_walk(pictures, folder, "_".join(words + [names[0].replace("_001of", "_all")]))
+    return row
 
 
-def parse_arguments(argv):
-    parser = argparse.ArgumentParser(
-        "sample.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, what, where = (group.add_argument for group in (
-        parser, parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group()))
+def find_place(options):
+    """The word for --resample-class or --resample-mask in names of files; "" without them."""
+    place = options.resample_class or options.resample_mask or ""
+    return Path(place).stem.replace(" ", "-")
+
+
+def keep_walk(pictures, folder, name):
+    """A png with all pictures of a walk, and a gif that goes there and back, without an end."""
+    strip = data.picture_grid([pictures], scale=enlargement(pictures))
+    folder.keep(strip, f"{name}.png")
+    frames = [Image.fromarray(picture) for picture in pictures + pictures[-2:0:-1]]
+    folder.keep(frames[0], f"{name}.gif", append_images=frames[1:], save_all=True, loop=0,
+                duration=90)
+
+
+def keep_sheet(rows, folder, words):
+    """All rows in one picture -> the path of the file, which is called by these words."""
+    pictures = [list(row.values()) for row in rows]
+    sheet = data.picture_grid(pictures, list(rows[0]), enlargement(sum(pictures, [])))
+    name = "_".join(["contact_sheet"] + words) + ".png"
+    folder.keep(sheet, name)
+    return folder.path / name
+
+
+def enlargement(pictures):
+    """How many times pictures are enlarged where they stand together.
+
+    The highest gets 192 pixels or less, so that a picture of 64×64 can be seen without a lens.
+    """
+    highest = max(len(picture) for picture in pictures)
+    return max(1, 192 // highest)
+
+
+def whole_number(least, most=2 ** 62):
+    """For argparse: reads a whole number, and refuses one outside least … most."""
+    def read(text):
+        if not text.removeprefix("-").isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text}: must be a whole number, at least {least}")
+        return int(text)
+    return read
+
+
+def parse_options(argv):
+    """Command line -> (options, the words that call the contact sheet). UserError."""
+    parser = argparse.ArgumentParser("sample.py", description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    what = parser.add_mutually_exclusive_group().add_argument
+    where = parser.add_mutually_exclusive_group().add_argument
     add("--checkpoint", metavar="FILE", help="latest.pt or best.pt of a run")
     what("--labels", metavar="FILE|DIR", help="label maps: pngs of ids, palette pngs")
     what("--recreate", nargs="?", const="", metavar="PHOTO|DIR", help="no value: validation photos")
-    where("--resample-class", metavar="NAME|ID", help="change only these pixels")
+    where("--resample-class", metavar="NAME|ID", help="change only these pixels; the first picture "
+          "stays as it is")
     where("--resample-mask", metavar="FILE", help="change only where this picture is white")
-    add("--interpolate", type=int, metavar="K", help="K pictures on the way from seed S to S + 1")
-    add("--num", type=int, default=4, metavar="K", help="pictures per label map (default: 4)")
-    add("--seed", type=int, default=0, metavar="S", help="of the first picture; the next has S + 1")
-    add("--limit", type=int, metavar="M", help="number of label maps (default: 8 or all files)")
-    add("--size", type=int, nargs=2, metavar=("H", "W"), help="resize label maps and photos")
-    add("--data-root", metavar="DIR", help="the dataset, if it has moved since training")
+    add("--interpolate", type=whole_number(2), metavar="K", help="K pictures on the way from seed S "
+        "to S + 1")
+    add("--num", type=whole_number(1), default=4, metavar="K", help="pictures per label map (4)")
+    add("--seed", type=whole_number(0), default=0, metavar="S", help="of the first picture (0); the "
+        "next has S + 1")
+    add("--limit", type=whole_number(1), metavar="M", help="number of label maps (8, or all files)")
+    add("--size", type=whole_number(1), nargs=2, metavar=("H", "W"), help="resize maps and photos")
+    add("--data-root", metavar="DIR", help="the data set, if it has moved since training")
     add("--out", metavar="DIR", help="folder for the pictures")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+
+    # Two commands that ask for different things write two contact sheets.
+    words = []
+    for name, value in vars(options).items():
+        option = name.replace("_", "-")
+        if value == "" and name != "recreate":        # --labels "$MAPS" without such a variable
+            raise UserError(f"--{option}: the name is empty")
+        if value == parser.get_default(name) or name in ("checkpoint", "data_root", "out"):
+            continue
+        if name == "size":
+            value = "{}x{}".format(*value)
+        words.append(f"{option}-{Path(str(value)).stem}".rstrip("-").replace(" ", "-"))
+    return options, words
 
 
 @data.exit_in_words("sample.py")
 def main(argv=None):
-    """Draws what the options ask for; prints the model, the contact sheet's path, the change."""
-    args = parse_arguments(argv)
+    """Paints what the options ask for; prints the model, the contact sheet, how many files."""
+    options, words = parse_options(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    path = find_checkpoint(args.checkpoint)
+    path = find_checkpoint(options.checkpoint)
     model = load_model(path, device)
     print(f"{path}: {model.preset}, {len(model.palette)} classes, step {model.step}, on {device}")
-    if args.recreate is not None and not model.discriminator:
+    if options.recreate is not None and model.discriminator is None:
         raise UserError(f"{path}: holds no discriminator that could read label maps")
-    folder = Path(args.out or f"samples/{path.resolve().parent.name}-{path.stem}-step{model.step}")
-    place = Path(args.resample_class or args.resample_mask or "").stem.replace(" ", "-")
-    start = f"_seed{args.seed}_resample-{place}" if place else ""
-    rows, changes, old = [], [], set(folder.glob("*"))
-    for scene in tqdm(find_scenes(args, model), "drawing", disable=None):
-        row, change = draw_scene(model, *scene, args, start, folder)
-        if row:
-            rows, changes = [*rows, row][:16], [*changes, change]     # a sheet has 16 rows at most
+    run = f"{path.resolve().parent.name}-{path.stem}-step{model.step}"
+    folder = PictureFolder(options.out or Path("samples", run))
+    rows = []
+    for scene in tqdm(find_scenes(options, model), "painting", disable=None):
+        row = paint_row(model, scene, options, folder)
+        if row and len(rows) < 16:                    # a sheet has 16 rows at most
+            rows.append(row)
     if not rows:
         raise UserError("none of the label maps has a pixel to change")
-    kind = "_recreated" * (args.recreate is not None) + start + "_walk" * bool(args.interpolate)
-    sheet, scale = folder / f"contact_sheet{kind}.png", 2 if max(model.size) <= 128 else 1
-    save(data.picture_grid([list(row.values()) for row in rows], list(rows[0]), scale), sheet)
-    print(f"{sheet}; {len(set(folder.glob('*')) - old)} new files")
-    if place:
-        print("mean change: {:.4f} in the region, {:.4f} outside".format(*np.mean(changes, 0)))
+    sheet = keep_sheet(rows, folder, words)
+    print(f"{sheet}; {folder.count} files written")
+    if find_place(options):
+        print(f"The first picture of each row has the noise of seed {options.seed} everywhere")
 
 
 if __name__ == "__main__":
