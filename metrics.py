@@ -2,8 +2,9 @@
 
     python metrics.py                                        # the newest run, else assets/toy.pt
     python metrics.py --checkpoint F --data-root D --metrics fid,miou
-    python metrics.py --real DIR --fake DIR                  # FID of two folders of images
     torchrun --nproc_per_node=8 metrics.py --checkpoint F    # the same scores, sooner
+
+FID of two folders of images: python -m extras.scores --real DIR --fake DIR.
 
 Scores can only be compared where their protocols agree: the network behind them, the size and the
 number of images. So each one is printed with its protocol. Beside it stands the same score of real
@@ -39,14 +40,17 @@ METRICS = {     # name -> what it says
     "fid": "Fréchet Inception distance ↓ (Table 1)",
     "d_miou": "mIoU of OASIS's own discriminator on real images ↑ (Sec. 3: 40.0 on ADE20K)",
 }
+FEWEST = 4      # images for a Fréchet distance: each half of them has a covariance
 # FID's weights, and how their SHA-256 begins.
 INCEPTION = ("https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
              "pt_inception-2015-12-05-6726825d.pth", "6726825d")
 
 
 # ---- Fréchet Inception distance ------------------------------------------------------------------
+#
 # Heusel et al., 2017: describe each set of images by the mean and covariance of a network's
 # features, and take the Fréchet distance between the two Gaussians with these moments.
+
 
 def quantise(images):
     """Round images in [−1, 1] to the 256 levels that a png can hold."""
@@ -62,6 +66,13 @@ def moments(features):
     return rows.T @ rows
 
 
+def mean_and_covariance(total):
+    """A sum of moments() -> mean (d,), covariance (d, d), which is divided by n − 1."""
+    count = total[0, 0]
+    mean = total[0, 1:] / count
+    return mean, (total[1:, 1:] - count * torch.outer(mean, mean)) / (count - 1)
+
+
 def frechet_distance(mu1, sigma1, mu2, sigma2):
     """|μ1 − μ2|² + Tr(Σ1 + Σ2 − 2 (Σ1 Σ2)^½), a float. Tensors or arrays, (d,) and (d, d).
 
@@ -69,8 +80,8 @@ def frechet_distance(mu1, sigma1, mu2, sigma2):
     is singular. But only the root's trace is needed: the sum of the roots of the eigenvalues of
     Σ1 Σ2. With Σ1 = V diag(λ) Vᵀ these are the eigenvalues of the symmetric λ^½ Vᵀ Σ2 V λ^½.
     """
-    mu1, sigma1, mu2, sigma2 = (torch.as_tensor(t, dtype=torch.float64)
-                                for t in (mu1, sigma1, mu2, sigma2))
+    mu1, mu2 = torch.as_tensor(mu1).double(), torch.as_tensor(mu2).double()
+    sigma1, sigma2 = torch.as_tensor(sigma1).double(), torch.as_tensor(sigma2).double()
     # With fewer images than features most eigenvalues are 0 and come out as ±1e-16. The root would
     # make 1e-8 of each such rounding error, so they are left out.
     eps = len(mu1) * torch.finfo(torch.float64).eps
@@ -79,16 +90,15 @@ def frechet_distance(mu1, sigma1, mu2, sigma2):
     half = vectors[:, true] * eigenvalues[true].sqrt()                      # V λ^½
     squares = torch.linalg.eigvalsh(half.T @ sigma2 @ half)
     roots = squares[squares > eps * squares[-1:]].sqrt()
-    distance = (mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * roots.sum()
-    return max(distance.item(), 0.0)
+    result = (mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * roots.sum()
+    return max(result.item(), 0.0)
 
 
-def moment_distance(a, b):
-    """Fréchet distance between two sums of moments(). Covariances are divided by n − 1."""
-    means = [total[0, 1:] / total[0, 0] for total in (a, b)]
-    covariances = [(total[1:, 1:] - total[0, 0] * torch.outer(mean, mean)) / (total[0, 0] - 1)
-                   for total, mean in zip((a, b), means)]
-    return frechet_distance(means[0], covariances[0], means[1], covariances[1])
+def moment_distance(total1, total2):
+    """Fréchet distance between two sums of moments()."""
+    mu1, sigma1 = mean_and_covariance(total1)
+    mu2, sigma2 = mean_and_covariance(total2)
+    return frechet_distance(mu1, sigma1, mu2, sigma2)
 
 
 def fetch(url, digits):
@@ -106,8 +116,10 @@ def fetch(url, digits):
 
 def network_hash(network):
     """First 8 hex digits of the SHA-256 of all weights: tells one network from another."""
-    weights = [tensor.cpu().contiguous().numpy() for tensor in network.state_dict().values()]
-    return hashlib.sha256(b"".join(array.tobytes() for array in weights)).hexdigest()[:8]
+    total = hashlib.sha256()
+    for tensor in network.state_dict().values():
+        total.update(tensor.cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()[:8]
 
 
 class InceptionFeatures(nn.Module):
@@ -119,9 +131,13 @@ class InceptionFeatures(nn.Module):
 
     def __init__(self, weights=None):
         super().__init__()
+        path = weights or fetch(*INCEPTION)
         with torch.device("meta"):      # draws no random numbers
             network = torchvision.models.Inception3(1008, aux_logits=False, init_weights=False)
-        network.load_state_dict(sample.read_tensors(weights or fetch(*INCEPTION)), assign=True)
+        try:
+            network.load_state_dict(sample.read_tensors(path), assign=True)
+        except (RuntimeError, TypeError) as error:
+            raise UserError(f"{path}: does not hold the weights of FID's network") from error
         # What the classifier would read are the features.
         network.fc = nn.Identity()
         # torchvision has a later network than FID's of 2015. That one leaves the padding out of
@@ -140,14 +156,20 @@ class InceptionFeatures(nn.Module):
 
 
 def replace_pooling(block, pool):
-    """Make the pooling branch of an Inception block read pool(its input), not its own average."""
+    """Make the pooling branch of an Inception block read pool(its input), not its own average.
+
+    torchvision computes the average in the block's own code. So one hook pools what enters the
+    block, and another gives the branch that instead of the average.
+    """
     block.register_forward_pre_hook(lambda _, inputs: setattr(block, "pooled", pool(*inputs)))
     block.branch_pool.register_forward_pre_hook(lambda *_: block.pooled)
 
 
 # ---- mIoU ----------------------------------------------------------------------------------------
+#
 # Does an image show what its label map asked for? A fixed segmentation network reads the label map
 # back from the generated image. The better it succeeds, the better G followed the map.
+
 
 def confusion_matrix(prediction, target, num_classes, ignore_label=None):
     """How many pixels of each class (row) were given each name (column): (N, N) int64.
@@ -175,20 +197,22 @@ def mean_iou(confusion):
 
 
 class Segmenter:
-    """A network, whoever trained it, that names every pixel's class by the dataset's ids.
+    """A network, whoever trained it, that names every pixel's class by the data set's ids.
 
     network: images (B, 3, H, W) in [−1, 1] -> logits (B, K, h, w). table: for each of its K classes
-    the id in the dataset, or −1 where the dataset has none: then its next best answer counts. None:
-    K = N, the same classes. Classes that no entry names are not scored. size: what images are
+    the id in the data set, or −1 where the data set has none: then its next best answer counts.
+    None: K = N, the same classes. Classes that no entry names are not scored. size: what images are
     resized to for it, (H, W). description: its name in the protocol.
     """
 
     def __init__(self, network, dataset, table=None, size=None, description=""):
         self.network, self.size, self.description = network, size, description
         self.num_classes, self.ignore_label = dataset.num_classes, dataset.ignore_label
-        table = range(self.num_classes) if table is None else table
-        # Unknown is never scored, so it is never an answer either.
-        self.table = torch.tensor([-1 if k == self.ignore_label else k for k in table])
+        if table is None:
+            table = range(self.num_classes)
+        self.table = torch.tensor(list(table))
+        if self.ignore_label is not None:       # never scored, so it is never an answer either
+            self.table[self.table == self.ignore_label] = -1
 
     def confusion(self, images, labels):
         """images (B, 3, H, W), labels (B, H, W) -> confusion matrix (N, N) float64."""
@@ -199,7 +223,8 @@ class Segmenter:
             logits = F.interpolate(logits, labels.shape[1:], mode="bilinear")     # (B, K, H, W)
         best = logits.masked_fill((table < 0)[:, None, None], -torch.inf).argmax(1)
         counts = confusion_matrix(table[best], labels, self.num_classes, self.ignore_label)
-        return counts * torch.isin(torch.arange(len(counts)).to(table), table)[:, None].double()
+        known = torch.isin(torch.arange(self.num_classes, device=table.device), table)
+        return counts * known[:, None].double()
 
 
 def scoring_network(num_classes, channels):
@@ -225,18 +250,18 @@ def train_segmenter(dataset, device, steps=None, workers=0):
     Minutes on two CPU cores below 256×256, else work for a GPU. Several processes all do the same
     work: that is simple, and takes minutes in a training of days.
     """
-    small = dataset.size[0] * dataset.size[1] < 256 * 256
-    channels = [24, 32, 48, 96] if small else [64, 96, 128, 192, 256]
-    batch_size, lr = (8, 6e-3) if small else (16, 1e-3)
-    steps = steps or (600 if small else 10_000)
+    channels, batch_size, lr, usual_steps = [64, 96, 128, 192, 256], 16, 1e-3, 10_000
+    if dataset.size[0] * dataset.size[1] < 256 * 256:
+        channels, batch_size, lr, usual_steps = [24, 32, 48, 96], 8, 6e-3, 600
+    steps = steps or usual_steps
     network = scoring_network(dataset.num_classes, channels)
     network.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(network.parameters(), lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
     order = iter(data.BatchSampler(len(dataset), min(batch_size, len(dataset)), seed=0))
     loader = data.make_loader(dataset, [next(order) for _ in range(steps)], workers)
-    quiet = rank_and_size()[0] > 0 or None
-    for images, labels in tqdm(loader, "segmenter", leave=False, disable=quiet):
+    say(f"training the network behind mIoU, {steps} steps; a run told to stop ends after them")
+    for images, labels in tqdm(loader, "segmenter", leave=False, disable=quiet()):
         images, labels = images.to(device, torch.get_default_dtype()), labels.to(device)
         # Square roots of OASIS's class weights: half way between the plain loss, which forgets
         # small classes, and the full balance, which sees them everywhere.
@@ -251,19 +276,102 @@ def train_segmenter(dataset, device, steps=None, workers=0):
             "description": f"U-Net trained {steps} steps on real {dataset.name} train images"}
 
 
+def say(text):
+    """A line on the screen from the first process; a progress bar moves out of its way."""
+    if rank_and_size()[0] == 0:
+        tqdm.write(text)
+
+
+def quiet():
+    """tqdm's `disable`: no bars but the first process's, and that one on a terminal only (None)."""
+    return rank_and_size()[0] > 0 or None
+
+
+# ---- A segmenter that is kept --------------------------------------------------------------------
+#
+# A run keeps its segmenter in segmenter.pt, as scores of two networks cannot be compared. But one
+# that was trained on other data, say on label maps that have been corrected since, must not score.
+# So the file says what it was trained on.
+
+
+def digest_of_data(dataset):
+    """A digest of a training set. Changed data change it, a copy of the same files does not.
+
+    It is taken over all bytes of each label map, and over each photograph's size in bytes and 4 kB
+    in the middle, so 20,000 pairs take seconds. Drawn scenes: seed, number, and the first scene.
+    """
+    total = hashlib.sha256()
+    if dataset.name == "toy":
+        image, labels = dataset.read(0)
+        total.update(f"{dataset.seed} {len(dataset)}".encode() + image.tobytes() + labels.tobytes())
+        return total.hexdigest()
+    for name, (photo, label_map) in dataset.files.items():
+        with data.readable(photo), open(photo, "rb") as file:
+            size = file.seek(0, 2)                                          # to the end
+            file.seek(size // 2)
+            total.update(f"{name} {size} ".encode() + file.read(4096))
+        with data.readable(label_map):
+            total.update(Path(label_map).read_bytes())
+    return total.hexdigest()
+
+
+def read_segmenter(path, trained_on):
+    """The content of segmenter.pt; None where there is none that was trained on the same."""
+    if not path.is_file():
+        return None
+    content = sample.read_tensors(path)
+    own = content.get("trained_on", {})
+    differing = []
+    for name, value in trained_on.items():
+        if own.get(name) != value and value is not None:
+            differing.append(name)
+    if not differing:
+        return content
+    say(f"{path} was trained on other {', '.join(differing)}, so a new one is trained; scores from "
+        f"before cannot be compared with those that follow")
+    return None
+
+
+def find_segmenter(dataset, device, run_dir=None, steps=None, workers=0):
+    """The content of run_dir's segmenter.pt, which is trained where there is none that fits.
+
+    run_dir: None keeps nothing. steps: None takes a segmenter of any number of steps. All processes
+    take the first one's.
+    """
+    path, content = Path(run_dir or "", "segmenter.pt"), None
+    keeps = run_dir is not None and rank_and_size()[0] == 0
+    if keeps:
+        trained_on = {"image size": list(dataset.size), "classes": list(dataset.class_names),
+                      "ignored class": dataset.ignore_label, "data": digest_of_data(dataset),
+                      "segmenter steps": steps}
+        content = read_segmenter(path, trained_on)
+    content = gather(content)[0]
+    if content is None:
+        content = gather(train_segmenter(dataset, device, steps, workers))[0]
+        if keeps:
+            content["trained_on"] = trained_on
+            with data.write_whole(path) as partial:
+                torch.save(content, partial)
+    return content
+
+
 # ---- The scorer ----------------------------------------------------------------------------------
+
 
 class Scorer:
     """Scores a generator on a validation set: scorer(G, D) -> {name: float}, as often as one likes.
 
     Args:
         val_set, train_set: data.SceneDataset. A segmenter is trained on train_set.
-        metrics: names out of METRICS. num_images: score on the first so many (None: all).
-        segmenter: a Segmenter, or what a segmenter.pt holds. None: the one in run_dir; where there
-            is none it is trained, when the first score is due.
-        run_dir: folder that keeps segmenter.pt and real_statistics.pt. None: nothing is kept.
+        metrics: names out of METRICS. Fréchet distances need FEWEST images; with fewer they are
+            left out, and a line says so.
+        num_images: score on the first so many (None: all).
+        segmenter: a Segmenter, or what a segmenter.pt holds. None: the one in run_dir; where none
+            there fits, one is trained, when the first score is due.
+        run_dir: folder that keeps segmenter.pt. None: nothing is kept.
         seed: image i gets the noise of seed + i.
         inception: an InceptionFeatures, or the file of its weights.
+        segmenter_steps: training of the segmenter. None: what the kept one had, else by image size.
     After a call, `protocol` says what each score means, and sums["miou"] and real["miou"] are the
     confusion matrices of the generated and the real images.
     """
@@ -272,93 +380,107 @@ class Scorer:
                  num_images=None, segmenter=None, run_dir=None, batch_size=16, seed=0, workers=0,
                  inception=None, segmenter_steps=None):
         self.val_set, self.train_set = val_set, train_set
-        self.device, self.metrics = torch.device(device), metrics
-        self.segmenter, self.run_dir, self.segmenter_steps = segmenter, run_dir, segmenter_steps
-        self.batch_size, self.seed, self.workers, self.real = batch_size, seed, workers, None
+        self.device, self.batch_size, self.seed = torch.device(device), batch_size, seed
+        self.run_dir, self.segmenter_steps, self.workers = run_dir, segmenter_steps, workers
+        self.segmenter, self.inception = segmenter, inception
         self.count = min(num_images or len(val_set), len(val_set))
-        for name in set(metrics) - set(METRICS):
-            raise UserError(f"there is no score {name!r}; there are {', '.join(METRICS)}")
-        if metrics and self.count < 4:
-            raise UserError(f"{self.count} images: two halves of them need at least 4")
-        self.inception = inception
-        if "fid" in metrics and not isinstance(inception, nn.Module):
+        self.protocol, self.sums, self.real = {}, {}, None
+        self.metrics = []
+        for name in metrics:
+            if name not in METRICS:
+                raise UserError(f"--metrics: there is no score {name!r}; there are "
+                                f"{', '.join(METRICS)}")
+            if name in ("fd_segmenter", "fid") and self.count < FEWEST:
+                say(f"{name} is left out: it needs at least {FEWEST} images, not {self.count}")
+            else:
+                self.metrics.append(name)
+        if "fid" in self.metrics and not isinstance(inception, nn.Module):
             self.inception = InceptionFeatures(inception).to(device)
 
     def __call__(self, generator, discriminator=None):
         """All chosen scores of this generator (and discriminator, for d_miou) -> {name: float}."""
-        scores = self.compare(self.images(generator=generator.eval()))
-        if "d_miou" in self.metrics and discriminator is not None:
-            # D reads real images. Its last channel, "fake", is no answer here.
-            reader = Segmenter(discriminator, self.val_set, [*range(self.val_set.num_classes), -1])
-            training = discriminator.training
-            discriminator.eval()
-            scores["d_miou"] = mean_iou(add_up(self.images(), {"": reader.confusion})[""])
-            discriminator.train(training)
+        # Graphs that torch.compile made for training do not fit these batches, and are left alone.
+        with torch.compiler.set_stance("force_eager"):
+            scores = self.compare(self.images(generator=generator.eval()))
+            if "d_miou" in self.metrics and discriminator is not None:
+                scores["d_miou"] = self.score_discriminator(discriminator)
         return scores
+
+    def score_discriminator(self, discriminator):
+        """mIoU of D on the real images. Its last channel, "fake", is no answer here."""
+        reader = Segmenter(discriminator, self.val_set, [*range(self.val_set.num_classes), -1])
+        training = discriminator.training
+        discriminator.eval()
+        total = add_up(self.images(), {"d_miou": reader.confusion})["d_miou"]
+        discriminator.train(training)
+        return mean_iou(total)
 
     def compare(self, batches):
         """Scores of a set of images against the real ones. batches: yields (images, labels)."""
         if self.real is None:
             self.prepare()
-        self.sums, scores = add_up(batches, self.statistics), {}
+        self.sums = add_up(batches, self.statistics)
+        scores = {}
         for name, total in self.sums.items():
-            scores[name] = (mean_iou(total) if name == "miou" else
-                            moment_distance(total, self.real[name]))
+            if name == "miou":
+                scores[name] = mean_iou(total)
+            else:
+                scores[name] = moment_distance(total, self.real[name])
             scores[f"{name}_real"] = self.real[f"{name}_real"]
         return scores
 
     def prepare(self):
-        """What the first score needs: the segmenter, sums over the real images, the protocols."""
-        val_set, segmenter, inception = self.val_set, self.segmenter, self.inception
-        about = {"size": list(val_set.size), "class_names": list(val_set.class_names),
-                 "ignore_label": val_set.ignore_label}
-        if {"miou", "fd_segmenter"} & set(self.metrics) and not isinstance(segmenter, Segmenter):
-            content = segmenter or self.remember("segmenter.pt", about, lambda: train_segmenter(
-                self.train_set, self.device, self.segmenter_steps, self.workers))
-            network = scoring_network(val_set.num_classes, content["channels"])
-            network.load_state_dict(content["network"])
-            network.requires_grad_(False).eval().to(self.device, memory_format=torch.channels_last)
-            text = f"{content['description']} ({network_hash(network)})"
-            segmenter = Segmenter(network, val_set, description=text)
-        known = {       # score: its network and what is added up over the images
+        """What the first score needs: the segmenter, sums over the real images, the protocol."""
+        if {"miou", "fd_segmenter"} & set(self.metrics):
+            self.segmenter = self.open_segmenter()
+        segmenter, inception = self.segmenter, self.inception
+        # Of each score: its network, and what is added up over the images.
+        known = {
             "miou": (segmenter, lambda images, labels: segmenter.confusion(images, labels)),
             # The features are the encoder's deepest, averaged over space.
-            "fd_segmenter": (segmenter, lambda images, _: moments(
+            "fd_segmenter": (segmenter, lambda images, labels: moments(
                 segmenter.network.encode(images)[-1].mean((2, 3)))),
-            "fid": (inception, lambda images, _: moments(inception(images)))}
-        known = {name: known[name] for name in known if name in self.metrics}
-        self.statistics = {name: function for name, (_, function) in known.items()}
-        networks = {name: network.description for name, (network, _) in known.items()}
-        # The first image and its labels are part of the key: other files may have the same names.
-        first = b"".join(tensor.numpy().tobytes() for tensor in val_set[0])
-        key = {"first": hashlib.sha256(first).hexdigest(), **about,
-               "images": val_set.names[:self.count], "networks": networks}
-        self.real = self.remember("real_statistics.pt", key, self.measure_real)
-        images = "{} images of {} {} at {}×{}".format(
-            self.count, val_set.name, val_set.split, *val_set.size)
-        self.protocol = {f"{name}_real": "even against odd real images" for name in networks} | {
-            "miou_real": "the same of the real images: a reference, not a limit",
-            "d_miou": f"argmax over D's real classes, real images, {images}",
-            **{name: f"{text}, {images}" for name, text in networks.items()}}
+            "fid": (inception, lambda images, labels: moments(inception(images)))}
+        about = "{} images of {} {} at {}×{}".format(
+            self.count, self.val_set.name, self.val_set.split, *self.val_set.size)
+        self.statistics = {}
+        self.protocol["d_miou"] = f"argmax over D's real classes, real images, {about}"
+        for name in known:
+            if name not in self.metrics:
+                continue
+            network, self.statistics[name] = known[name]
+            self.protocol[name] = f"{network.description}, {about}"
+            self.protocol[f"{name}_real"] = "even against odd real images"
+        self.protocol["miou_real"] = "the same of the real images: a reference, not a limit"
+        self.real = self.measure_real()
 
-    def remember(self, name, key, make):
-        """A file of the run folder, if it has this key; else what make() returns, kept there."""
-        path = self.run_dir and Path(self.run_dir, name)
-        # All processes take what the first one finds or makes.
-        content = gather(sample.read_tensors(path) if path and path.is_file() else {})[0]
-        if content.get("key") != key:
-            content = {"key": key, **gather(make())[0]}
-            if path and rank_and_size()[0] == 0:
-                with data.write_whole(path) as partial:
-                    torch.save(content, partial)
-        return content
+    def open_segmenter(self):
+        """The Segmenter that was given, or that of a segmenter.pt: given, kept, or trained now."""
+        content = self.segmenter
+        if isinstance(content, Segmenter):
+            return content
+        if content is None:
+            content = find_segmenter(self.train_set, self.device, self.run_dir,
+                                     self.segmenter_steps, self.workers)
+        network = scoring_network(self.val_set.num_classes, content["channels"])
+        network.load_state_dict(content["network"])
+        network.requires_grad_(False).eval()
+        network.to(self.device, memory_format=torch.channels_last)
+        text = f"{content['description']} ({network_hash(network)})"
+        return Segmenter(network, self.val_set, description=text)
 
     def measure_real(self):
         """Sums over the real images, and name_real: their mIoU, or even against odd images."""
-        even, odd = (add_up(self.images(half, 2), self.statistics) for half in (0, 1))
-        sums = {name: even[name] + odd[name] for name in even}
-        return sums | {f"{name}_real": mean_iou(sums[name]) if name == "miou" else
-                       moment_distance(even[name], odd[name]) for name in sums}
+        even = add_up(self.images(0, 2), self.statistics)
+        odd = add_up(self.images(1, 2), self.statistics)
+        real = {}
+        for name in self.statistics:
+            real[name] = even[name] + odd[name]
+            if name == "miou":
+                real["miou_real"] = mean_iou(real["miou"])
+            else:
+                real[f"{name}_real"] = moment_distance(even[name], odd[name])
+        return real
 
     def images(self, start=0, step=1, generator=None):
         """Yields (images, labels): real ones, or generated from their label maps.
@@ -370,12 +492,13 @@ class Scorer:
         indices = torch.arange(start, self.count, step).split(self.batch_size)
         batches = [batch.tolist() for batch in indices[rank::processes]]
         loader = data.make_loader(self.val_set, batches, self.workers)
-        bar = tqdm(loader, "scoring", leave=False, disable=rank > 0 or None)
+        bar = tqdm(loader, "scoring", leave=False, disable=quiet())
         for batch, (images, labels) in zip(batches, bar):
             images, labels = images.to(torch.get_default_dtype()), labels.to(self.device)
             if generator is not None:
-                noise = oasis.draw_noise([self.seed + i for i in batch], labels.shape[1:],
-                                         generator.noise_dim, generator.pixel_noise)
+                seeds = [self.seed + i for i in batch]
+                noise = oasis.draw_noise(seeds, labels.shape[1:], generator.noise_dim,
+                                         generator.pixel_noise)
                 images = generator(labels, noise.to(self.device))
             yield images.to(self.device), labels
 
@@ -389,48 +512,30 @@ def add_up(batches, statistics):
         for images, labels in batches if statistics else ():
             for name, statistic in statistics.items():
                 totals[name] = totals.get(name, 0) + statistic(quantise(images), labels)
-    shares = gather({name: total.cpu() for name, total in totals.items()})
-    return {name: sum(share[name] for share in shares if name in share) for name in statistics}
+    sums = dict.fromkeys(statistics, 0)
+    for share in gather({name: total.cpu() for name, total in totals.items()}):
+        for name, total in share.items():
+            sums[name] = sums[name] + total
+    return sums
 
 
 def show(scorer, scores):
     """The table on the screen. A number without its protocol cannot be compared."""
     for name, value in scores.items():
-        print(f"{name:18s} {value:10.4f}   {scorer.protocol[name]}")
+        print(f"{name:18s} {value:10.4f}   {scorer.protocol.get(name, 'scored before this start')}")
 
 
 # ---- The command line ----------------------------------------------------------------------------
-
-def score_folders(args, device):
-    """Prints the Fréchet Inception distance of two folders, --real DIR and --fake DIR."""
-    if not (args.real and args.fake) or args.checkpoint or args.metrics not in (None, ["fid"]):
-        raise UserError("--real DIR and --fake DIR belong together, and are compared by fid")
-    network = InceptionFeatures(args.inception).to(device)
-    rank, processes = rank_and_size()
-    real, fake = ([*data.list_files(folder, data.PHOTOS).values()][:args.num_images]
-                  for folder in (args.real, args.fake))
-
-    def read(paths):
-        # One by one, since sizes may differ.
-        for path in tqdm(paths[rank::processes], leave=False, disable=rank > 0 or None):
-            pixels = torch.tensor(data.read_photo(path), dtype=torch.get_default_dtype())
-            yield pixels.to(device).permute(2, 0, 1)[None] / 127.5 - 1, None
-    even, odd, fakes = (add_up(read(paths), {"fid": lambda x, _: moments(network(x))})["fid"]
-                        for paths in (real[::2], real[1::2], fake))
-    if rank == 0:
-        print(f"fid        {moment_distance(even + odd, fakes):10.4f}   {network.description}, "
-              f"{len(real)} real and {len(fake)} fake images\n"
-              f"fid_real   {moment_distance(even, odd):10.4f}   even against odd real images")
 
 
 def open_run(path, data_root=None):
     """A checkpoint file -> (its dictionary, its training set, its validation set). UserError."""
     checkpoint = sample.load_checkpoint(path)
     settings, about = checkpoint["settings"], checkpoint["dataset"]
-    train_set, val_set = (
-        data.open_dataset(about["preset"], split, about["size"], data_root or settings["data_root"],
-                          seed=settings["data_seed"], subset=settings.get("subset"))
-        for split in ("train", "val"))
+    preset, size, seed = about["preset"], about["size"], settings["data_seed"]
+    root = data_root or settings["data_root"]
+    train_set = data.open_dataset(preset, "train", size, root, seed=seed)
+    val_set = data.open_dataset(preset, "val", size, root, seed=seed)
     if list(val_set.class_names) != list(about["class_names"]):
         raise UserError(f"{path}: was trained on other classes than this dataset has")
     return checkpoint, train_set, val_set
@@ -440,24 +545,23 @@ def score_checkpoint(args, device):
     """Prints the scores of a checkpoint."""
     path = sample.find_checkpoint(args.checkpoint)
     checkpoint, train_set, val_set = open_run(path, args.data_root)
-    G, D = sample.build_generator(checkpoint), sample.build_discriminator(checkpoint)
-    names = args.metrics or ["miou", "fd_segmenter", *["d_miou"] * (D is not None)]
-    if D is None and "d_miou" in names:
-        raise UserError(f"d_miou: {path} holds no discriminator that segments")
+    G, D = sample.build_generator(checkpoint).to(device), sample.build_discriminator(checkpoint)
+    if D is not None:
+        D.to(device)
+    elif "d_miou" in (args.metrics or ""):
+        raise UserError(f"--metrics d_miou: {path} holds no discriminator that segments")
+    names = args.metrics or "miou,fd_segmenter,d_miou"
+    # A file to share, such as assets/toy.pt, holds its segmenter; a run has it in its folder.
+    segmenter = checkpoint.get("segmenter")
+    run_dir = path.parent if segmenter is None else None
     scorer = Scorer(
-        val_set, train_set, device, names, num_images=args.num_images,
-        segmenter=checkpoint.get("segmenter"), batch_size=args.batch_size, seed=args.seed,
-        run_dir=None if "segmenter" in checkpoint else path.parent, inception=args.inception,
-        workers=4 if device.type == "cuda" else 0)
-    scores = scorer(G.to(device), D and D.to(device))
-    if rank_and_size()[0] > 0:
-        return
-    print(f"scores of {path}")
-    show(scorer, scores)
-    if args.per_class and "miou" in scores:
-        for row in zip(val_set.class_names, class_iou(scorer.sums["miou"]),
-                       class_iou(scorer.real["miou"])):
-            print("{:25s} IoU {:7.4f}, of the real images {:7.4f}".format(*row))
+        val_set, train_set, device, names.split(","), num_images=args.num_images,
+        segmenter=segmenter, run_dir=run_dir, batch_size=args.batch_size, seed=args.seed,
+        inception=args.inception, workers=4 if device.type == "cuda" else 0)
+    scores = scorer(G, D)
+    if rank_and_size()[0] == 0:
+        print(f"scores of {path}")
+        show(scorer, scores)
 
 
 @data.exit_in_words("metrics.py")
@@ -465,23 +569,19 @@ def main(argv=None):
     known = "\n".join(f"  {name:13s} {text}" for name, text in METRICS.items())
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"scores:\n{known}\nmIoU is read "
-               "by the segmenter.pt beside the checkpoint; where there is none, one is trained.")
-    add = parser.add_argument
+        epilog=f"scores:\n{known}\nmIoU is read by the segmenter.pt beside the checkpoint; where "
+               "there is none of the same data, one is trained.")
+    add, number = parser.add_argument, sample.whole_number
     add("--checkpoint", metavar="FILE", help="latest.pt or best.pt of a run (default: the newest)")
-    add("--data-root", metavar="DIR", help="its dataset (default: as in training)")
-    add("--real", metavar="DIR", help="folder of real images, instead of a checkpoint")
-    add("--fake", metavar="DIR", help="folder of generated images")
-    add("--metrics", type=lambda text: text.split(","), metavar="A,B",
-        help="see below (default: all but fid)")
-    add("--num-images", type=int, metavar="N", help="the first N images (default: all)")
-    add("--seed", type=int, default=0, help="image i gets the noise of seed + i (default 0)")
-    add("--batch-size", type=int, default=16, help="memory and speed only (default 16)")
+    add("--data-root", metavar="DIR", help="its data set (default: as in training)")
+    add("--metrics", metavar="A,B", help="see below (default: all but fid)")
+    add("--num-images", type=number(1), metavar="N", help="the first N images (default: all)")
+    add("--seed", type=number(0), default=0, help="image i gets the noise of seed + i (default 0)")
+    add("--batch-size", type=number(1), default=16, help="memory and speed only (default 16)")
     add("--inception", metavar="FILE", help="weights of FID's network, if not downloaded")
-    add("--per-class", action="store_true", help="also print the IoU of each class")
     args = parser.parse_args(argv)
     device = start_processes()
-    (score_folders if args.real or args.fake else score_checkpoint)(args, device)
+    score_checkpoint(args, device)
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -151,7 +151,7 @@ def paint(generator, labels, noise, batch_size=8):
 
 
 def round_up(side, multiple):
-    """The next multiple: 33, 8 -> 40."""
+    """The next multiple of a number: 33, 8 -> 40."""
     return -(-side // multiple) * multiple
 
 
@@ -216,8 +216,9 @@ def turn(start, end, steps):
 def find_scenes(options, model):
     """Yields (name, labels (H, W) int64 or None, photo (H, W, 3) uint8 or None), one by one.
 
-    Files of --labels hold the ids of the data set's own archive. Without files named, label maps
-    and photos come from the validation set. UserError.
+    Files of --labels hold the ids of the data set's own archive. Where no files are named, label
+    maps and photos come from the validation set. UserError: a file that cannot be read, or with ids
+    that the model does not know.
     """
     if options.labels is None and not options.recreate:
         yield from validation_scenes(options, model)
@@ -300,11 +301,13 @@ def make_noise(options, generator, size, region):
 
 
 class PictureFolder:
-    """The folder of --out, which counts the files that are written. UserError: it cannot be used."""
+    """The folder of --out, which counts the files that are written.
+
+    UserError: it cannot be written. That shows at the start, not after the first picture.
+    """
 
     def __init__(self, path):
         self.path, self.count = Path(path), 0
-        # Where nothing can be written, end now, not after the first picture.
         with data.write_whole(self.path / "first_try") as partial:
             partial.touch()
         (self.path / "first_try").unlink()
@@ -390,7 +393,10 @@ def whole_number(least, most=2 ** 62):
 
 
 def parse_options(argv):
-    """Command line -> (options, the words that call the contact sheet). UserError."""
+    """Command line -> (options, the words that call the contact sheet). UserError.
+
+    Two commands that ask for different things write two contact sheets.
+    """
     parser = argparse.ArgumentParser("sample.py", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -402,18 +408,17 @@ def parse_options(argv):
     where("--resample-class", metavar="NAME|ID", help="change only these pixels; the first picture "
           "stays as it is")
     where("--resample-mask", metavar="FILE", help="change only where this picture is white")
-    add("--interpolate", type=whole_number(2), metavar="K", help="K pictures on the way from seed S "
-        "to S + 1")
+    add("--interpolate", type=whole_number(2), metavar="K", help="K pictures on the way from seed "
+        "S to S + 1")
     add("--num", type=whole_number(1), default=4, metavar="K", help="pictures per label map (4)")
-    add("--seed", type=whole_number(0), default=0, metavar="S", help="of the first picture (0); the "
-        "next has S + 1")
+    add("--seed", type=whole_number(0), default=0, metavar="S", help="of the first picture (0); "
+        "the next has S + 1")
     add("--limit", type=whole_number(1), metavar="M", help="number of label maps (8, or all files)")
     add("--size", type=whole_number(1), nargs=2, metavar=("H", "W"), help="resize maps and photos")
     add("--data-root", metavar="DIR", help="the data set, if it has moved since training")
     add("--out", metavar="DIR", help="folder for the pictures")
     options = parser.parse_args(argv)
 
-    # Two commands that ask for different things write two contact sheets.
     words = []
     for name, value in vars(options).items():
         option = name.replace("_", "-")
