@@ -489,8 +489,8 @@ class Scorer:
         image always has the same neighbours, so any number of processes gives the same bits.
         """
         rank, processes = rank_and_size()
-        indices = torch.arange(start, self.count, step).split(self.batch_size)
-        batches = [batch.tolist() for batch in indices[rank::processes]]
+        indices, size = range(start, self.count, step), self.batch_size
+        batches = [indices[k:k + size] for k in range(0, len(indices), size)][rank::processes]
         loader = data.make_loader(self.val_set, batches, self.workers)
         bar = tqdm(loader, "scoring", leave=False, disable=quiet())
         for batch, (images, labels) in zip(batches, bar):

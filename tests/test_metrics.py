@@ -11,28 +11,34 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchmetrics
+import tiny_datasets
 from PIL import Image
 from pytorch_fid.fid_score import calculate_frechet_distance
 from random_networks import inception_file, pytorch_fid_features, random_images  # noqa: F401
 from tiny_run import make_checkpoint, vivid
 
-import processes
 import data
 import metrics
 import oasis
+import sample
 
 ROOT = Path(metrics.__file__).parent
 SIZE = (32, 32)
 
 
 def error_of(arguments, capsys):
-    """The script's one sentence about a bad request. Exit code 2, no standard output."""
+    """The script's one sentence about a bad request. Exit code 2, no standard output.
+
+    The parser of options puts its usage before the sentence.
+    """
     with pytest.raises(SystemExit) as stop:
         metrics.main([str(argument) for argument in arguments])
     out, err = capsys.readouterr()
     assert stop.value.code == 2 and out == ""
-    assert err.startswith("metrics.py: ") and err.count("\n") == 1
-    return err
+    assert err.startswith(("metrics.py: ", "usage: ")) and "Traceback" not in err
+    if not err.startswith("usage: "):
+        assert err.count("\n") == 1
+    return err.splitlines()[-1]
 
 
 @pytest.fixture(autouse=True)
@@ -94,41 +100,6 @@ def test_inception_features_agree_with_pytorch_fid(inception_file, pytorch_fid_f
     assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
 
 
-def save_images(images, folder):
-    folder.mkdir(parents=True)
-    for i, pixels in enumerate(data.to_uint8(images)):
-        Image.fromarray(pixels).save(folder / f"{i:03d}.png")
-    return folder
-
-
-def test_fid_of_two_folders(inception_file, pytorch_fid_features, tmp_path, capsys, monkeypatch):
-    """On every 32nd feature, as eigenvalues of 2048×2048 matrices take many seconds."""
-    forward = metrics.InceptionFeatures.forward
-    monkeypatch.setattr(metrics.InceptionFeatures, "forward", lambda *x: forward(*x)[:, ::32])
-    real, fake = random_images(6, 40, 48, seed=1), random_images(6, 40, 48, seed=2) * 0.8
-    folders = [save_images(real, tmp_path / "real"), save_images(fake, tmp_path / "fake")]
-    metrics.main(["--real", str(folders[0]), "--fake", str(folders[1]),
-                  "--inception", str(inception_file)])
-    out = capsys.readouterr().out
-    x, y = (pytorch_fid_features(images).double().numpy()[:, ::32]
-            for images in (real, metrics.quantise(fake)))
-    values = {line.split()[0]: float(line.split()[1]) for line in out.splitlines()}
-    assert values["fid"] == pytest.approx(nuclear_norm_distance(x, y), rel=1e-4)
-    assert values["fid_real"] == pytest.approx(nuclear_norm_distance(x[::2], x[1::2]), rel=1e-4)
-    assert "biased upwards below 2048 images, 6 real and 6 fake images" in out
-
-
-def test_bad_folders(inception_file, tmp_path, capsys):
-    good, broken = (save_images(random_images(4, 16, 16), tmp_path / name)
-                    for name in ("good", "broken"))
-    (broken / "000.png").write_bytes(b"half a picture")
-    ask = ["--inception", inception_file, "--fake", good, "--real"]
-    assert "000.png: cannot be read" in error_of([*ask, broken], capsys)
-    assert "nowhere" in error_of([*ask, tmp_path / "nowhere"], capsys)
-    assert "belong together" in error_of(ask[:4], capsys)
-    assert "by fid" in error_of([*ask, good, "--metrics", "miou"], capsys)
-
-
 # ---- mIoU ----------------------------------------------------------------------------------------
 
 def test_confusion_and_miou_agree_with_torchmetrics():
@@ -184,43 +155,148 @@ def test_scores_move_the_right_way(toy_scorer):
             assert bad["fd_segmenter"] > good["fd_segmenter_real"], name
 
 
-def test_what_is_kept(toy_scorer, capsys):
-    """A second scorer reads segmenter and statistics of the first; another image set does not."""
+class Solid(torch.nn.Module):
+    """A stand-in generator that paints every class in its colour of the palette."""
+
+    noise_dim, pixel_noise = 0, 0
+
+    def __init__(self, dataset):
+        super().__init__()
+        self.colours = torch.as_tensor(dataset.palette) / 127.5 - 1
+
+    def forward(self, labels, noise):
+        return self.colours[labels].permute(0, 3, 1, 2)
+
+
+def test_a_second_scorer_takes_the_segmenter_of_the_first(toy_scorer, capsys):
+    """The same to the last digit; real images are measured anew, so other ones count at once."""
     G = vivid(oasis.Generator(toy_scorer.val_set.num_classes, 8, 2, 3, 8)).train()
     means = G.blocks[0].norm_0.norm.running_mean.clone()
     first = toy_scorer(G)
     assert torch.equal(G.blocks[0].norm_0.norm.running_mean, means)
     metrics.show(toy_scorer, first)
     assert "64 images of toy val at 32×32" in capsys.readouterr().out
-    folder = toy_scorer.run_dir
+    kept = toy_scorer.run_dir / "segmenter.pt"
+    assert list(toy_scorer.run_dir.iterdir()) == [kept]
+    time = kept.stat().st_mtime_ns
 
     def again(val_set):
-        scorer = metrics.Scorer(val_set, None, "cpu", toy_scorer.metrics, run_dir=folder)
+        scorer = metrics.Scorer(val_set, toy_scorer.train_set, "cpu", toy_scorer.metrics,
+                                run_dir=toy_scorer.run_dir)
         return scorer(G)
-    times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert set(times) == {"segmenter.pt", "real_statistics.pt"}
-    assert again(toy("val", 64)) == first
-    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == times
+    assert again(toy("val", 64)) == first and kept.stat().st_mtime_ns == time
     other = data.open_dataset("toy", "val", SIZE, num_images=64, seed=1)   # names as before
-    assert again(other)["miou_real"] != first["miou_real"]
-    assert again(toy("val", 64)) == first
+    assert again(other)["miou_real"] != first["miou_real"] and kept.stat().st_mtime_ns == time
+
+
+def photographs(root, split, corrected=True):
+    """Files of 16 pairs, every pixel of class 0 or 1; not corrected: the labels are exchanged."""
+    for k in range(16):
+        labels = tiny_datasets.blocks(k, [0, 1], SIZE)
+        photo = root / "images" / split / f"{k:02d}.png"
+        tiny_datasets.make_pair(photo, root / "labels" / split / photo.name, labels, [0, 1])
+        if not corrected:
+            Image.fromarray(1 - labels).save(root / "labels" / split / photo.name)
+    (root / "classes.txt").write_text("dark\nlight\n")
+    return data.open_dataset("folder", split, SIZE, root)
+
+
+def test_corrected_label_maps_get_a_new_segmenter(tmp_path, capsys):
+    """The files keep name and size in bytes. The old segmenter names every pixel wrongly."""
+    run_dir = tmp_path / "run"
+
+    def score(steps=60):
+        sets = [data.open_dataset("folder", split, SIZE, tmp_path / "data")
+                for split in ("val", "train")]
+        scorer = metrics.Scorer(*sets, "cpu", ["miou"], run_dir=run_dir, segmenter_steps=steps)
+        return scorer(Solid(sets[0]))["miou_real"], capsys.readouterr().out
+    photographs(tmp_path / "data", "val")
+    photographs(tmp_path / "data", "train", corrected=False)
+    wrong, _ = score()
+    photographs(tmp_path / "data", "train")
+    right, said = score()
+    assert wrong < 0.1 and right > 0.9
+    assert "trained on other data, so" in said and "cannot be compared" in said
+    # Nothing has changed; a copy of the data set is the same data; any number of steps will do.
+    kept = (run_dir / "segmenter.pt").stat().st_mtime_ns
+    assert score() == (right, "") and score(None) == (right, "")
+    (tmp_path / "data").rename(tmp_path / "old")
+    shutil.copytree(tmp_path / "old", tmp_path / "data", copy_function=shutil.copyfile)
+    assert score() == (right, "") and (run_dir / "segmenter.pt").stat().st_mtime_ns == kept
+    assert "other segmenter steps, so" in score(61)[1]                  # --segmenter-steps 61
+    # A photograph that is replaced in place is other data, too.
+    photo = tmp_path / "data/images/train/03.png"
+    pixels = np.asarray(Image.open(photo))
+    Image.fromarray(255 - pixels).save(photo)
+    assert "other data, so" in score(61)[1]
+
+
+def test_replaced_validation_photographs_are_scored_as_they_are(tmp_path):
+    """Every photograph but the first is replaced in place; the run folder is the same."""
+    train_set = photographs(tmp_path, "train")
+    found = []
+    for darker in (1, 0.2):
+        val_set = photographs(tmp_path, "val")
+        for photo in sorted((tmp_path / "images/val").iterdir())[1:]:
+            pixels = np.asarray(Image.open(photo)) * darker
+            Image.fromarray(pixels.astype(np.uint8)).save(photo)
+        scorer = metrics.Scorer(val_set, train_set, "cpu", ["miou"], run_dir=tmp_path / "run",
+                                segmenter_steps=60)
+        found.append(scorer(Solid(val_set))["miou_real"])
+    assert found[0] > 0.9 and found[1] < 0.7
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_a_score_that_few_images_do_not_allow_is_left_out_in_words(count, capsys):
+    """Two halves with a covariance each need four images. mIoU and D's mIoU need one."""
+    val_set, train_set = toy("val", count), toy("train", 8)
+    names = ["miou", "fd_segmenter", "fid", "d_miou"] if count < 4 else ["miou", "fd_segmenter"]
+    scorer = metrics.Scorer(val_set, train_set, "cpu", names, segmenter_steps=2)
+    said = capsys.readouterr().out
+    D = oasis.Discriminator(val_set.num_classes, (8, 8))
+    scores = scorer(Solid(val_set), D)
+    assert all(np.isfinite(value) for value in scores.values())
+    if count == 4:
+        assert said == "" and {"fd_segmenter", "fd_segmenter_real"} <= set(scores)
+        return
+    assert set(scores) == {"miou", "miou_real", "d_miou"}
+    assert said == (f"fd_segmenter is left out: it needs at least 4 images, not {count}\n"
+                    f"fid is left out: it needs at least 4 images, not {count}\n")
+
+
+def test_noise_at_every_pixel_is_that_of_the_seeds(toy_scorer):
+    """Image i of a score is painted from the noise of seed + i, whatever the batch."""
+    G = vivid(oasis.Generator(toy_scorer.val_set.num_classes, 8, 2, 3, 8, pixel_noise=4))
+    painted = torch.cat([images for images, _ in toy_scorer.images(generator=G)])
+    labels = toy_scorer.val_set[37][1]
+    noise = oasis.draw_noise([toy_scorer.seed + 37], SIZE, 8, 4)
+    torch.testing.assert_close(painted[37:38], G(labels[None], noise), rtol=0, atol=1e-5)
+
+
+def test_networks_compiled_for_training_are_scored_as_they_are(toy_scorer):
+    """force_eager: torch.compile would need a C++ compiler, and a graph for each size of batch."""
+    D = oasis.Discriminator(toy_scorer.val_set.num_classes, (8, 8)).eval()
+    expected = toy_scorer.score_discriminator(D)
+    D.compile(backend=lambda graph, inputs: pytest.fail("compiled"))
+    scorer = metrics.Scorer(toy_scorer.val_set, None, "cpu", ["d_miou"])
+    assert scorer(Solid(toy_scorer.val_set), D)["d_miou"] == expected
 
 
 # ---- Several processes ---------------------------------------------------------------------------
 
 SCRIPT = """
 import sys, torch, torch.distributed as dist
-import data, metrics, oasis
+import data, metrics, oasis, processes, train
 processes.start_processes()
 for name in ("float32", "float64"):
     torch.set_default_dtype(getattr(torch, name))
     torch.manual_seed(0)
-    train, val = (data.open_dataset("toy", split, (32, 32), num_images=n)
+    train_set, val = (data.open_dataset("toy", split, (32, 32), num_images=n)
                   for split, n in (("train", 40), ("val", 13)))
     G = oasis.Generator(val.num_classes, 8, 4, 3, 8)
     D = oasis.Discriminator(val.num_classes, (8, 8))
-    oasis.scale_weights(G, 20)
-    scorer = metrics.Scorer(val, train, "cpu", ("miou", "fd_segmenter", "d_miou"), batch_size=4,
+    train.scale_weights(G, 20)
+    scorer = metrics.Scorer(val, train_set, "cpu", ("miou", "fd_segmenter", "d_miou"), batch_size=4,
                             run_dir=f"{sys.argv[1]}/{name}", segmenter_steps=4)
     scores = scorer(G, D)
     if processes.rank_and_size()[0] == 0:
@@ -254,22 +330,20 @@ def test_three_processes_score_like_one(tmp_path):
 def checkpoint(tmp_path):
     """A tiny run on the toy scenes, and a segmenter beside it."""
     path = make_checkpoint(tmp_path / "runs" / "tiny" / "latest.pt")
-    key = {"class_names": list(toy("val", 1).class_names), "size": list(SIZE)}
-    torch.save({"key": key, **metrics.train_segmenter(toy("train", 8), "cpu", steps=2)},
-               path.parent / "segmenter.pt")
+    train_set = data.open_dataset("toy", "train", SIZE)
+    metrics.find_segmenter(train_set, "cpu", path.parent, steps=2)
     return path
 
 
 def test_script_on_a_checkpoint(checkpoint, capsys, monkeypatch):
     """Without --checkpoint the newest run is found; without --metrics all but FID is scored."""
     monkeypatch.chdir(checkpoint.parent.parent.parent)
-    metrics.main(["--num-images", "6", "--per-class"])
+    metrics.main(["--num-images", "6"])
     out = capsys.readouterr().out
     assert out.startswith("scores of runs/tiny/latest.pt\n")
     names = [line.split()[0] for line in out.splitlines()[1:6]]
     assert names == ["miou", "miou_real", "fd_segmenter", "fd_segmenter_real", "d_miou"]
-    assert out.count("IoU") == len(toy("val", 1).class_names) and "a reference" in out
-    assert (checkpoint.parent / "real_statistics.pt").is_file()
+    assert "a reference" in out and "trained 2 steps" in out
     # A checkpoint in assets/ brings its own segmenter, and nothing is written beside it.
     content = torch.load(checkpoint)
     content["segmenter"] = torch.load(checkpoint.parent / "segmenter.pt")
@@ -285,12 +359,13 @@ def test_bad_requests(checkpoint, tmp_path, capsys):
     ask = ["--checkpoint", checkpoint, "--num-images", "6", "--metrics"]
     assert "no score 'beauty'" in error_of([*ask, "beauty"], capsys)
     assert "put it at" in error_of([*ask, "miou,fid"], capsys)
-    assert "two halves" in error_of([*ask[:3], "3", "--metrics", "miou"], capsys)
     cut = tmp_path / "cut.pt"
     cut.write_bytes(checkpoint.read_bytes()[:999])
     assert "cut.pt" in error_of(["--checkpoint", cut], capsys)
     cut.write_text("bad")
     assert "cut.pt" in error_of(["--checkpoint", cut], capsys)
+    torch.save({"weights": torch.zeros(3)}, cut)
+    assert "cut.pt: does not hold" in error_of([*ask, "fid", "--inception", cut], capsys)
     content = torch.load(checkpoint)
     content["dataset"]["class_names"][1] = "something else"
     torch.save(content, checkpoint)
@@ -299,3 +374,20 @@ def test_bad_requests(checkpoint, tmp_path, capsys):
     content["dataset"]["class_names"] = list(toy("val", 1).class_names)
     torch.save(content, checkpoint)
     assert "no discriminator" in error_of([*ask, "d_miou"], capsys)
+
+
+@pytest.mark.parametrize("option", ["checkpoint", "data-root", "metrics", "num-images", "seed",
+                                    "batch-size", "inception"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "word", "no/such/path"])
+def test_no_value_of_an_option_ends_in_a_traceback(checkpoint, capsys, option, value):
+    """A number where it is allowed; everything else is refused in a sentence that names it."""
+    ask = ["--checkpoint", checkpoint, "--num-images", "2", "--metrics", "fid,d_miou"]
+    if option == "inception":
+        ask[3] = "4"                                    # enough for fid, which reads the file
+    if (option, value) == ("seed", "0"):
+        metrics.main([str(word) for word in ask] + ["--seed", "0"])
+        assert "d_miou" in capsys.readouterr().out
+        return
+    said = error_of([*ask, f"--{option}={value}"], capsys)
+    assert value in said or f"--{option}" in said
+
