@@ -34,6 +34,7 @@ from torch import nn
 
 import data
 import oasis
+import train
 from data import UserError
 from extras import spade
 from oasis import LEAK, convolution, leaky_relu, shrink, upsample
@@ -60,10 +61,9 @@ def parse_settings(argv=None):
     # norm: they would start with logits far from 0.
     short_changes = {}
     for name in ("toy", "small"):
-        short = dict(init_gain=(1.0, 1.0))
-        for field in ("lr_g", "lr_d", "lr_decay"):
-            short[field] = spade.train.PRESETS[name][field]
-        short_changes[name] = short
+        preset = train.PRESETS[name]
+        short_changes[name] = dict(lr_g=preset["lr_g"], lr_d=preset["lr_d"],
+                                   lr_decay=preset["lr_decay"], init_gain=(1.0, 1.0))
     settings = spade.parse_variant(argv, Settings, changes, short_changes)
     scale = 2 ** len(settings.d_channels)
     if len(settings.d_channels) < 3 or settings.height * settings.width < 2 * scale ** 2:
@@ -73,7 +73,7 @@ def parse_settings(argv=None):
 
 
 def make_networks(settings, num_classes):
-    """G and D as the settings say, untrained. The last two blocks of G have no counterpart."""
+    """G and D as the settings say, untrained. G has one block more than OASIS's."""
     s = settings
     shape = s.channels, s.num_blocks + 1, s.spade_hidden, s.padding
     if s.multimodal == "encoder":
@@ -85,18 +85,19 @@ def make_networks(settings, num_classes):
 
 # ---- Conditional convolution ---------------------------------------------------------------------
 #
-# Memory: the map of weights has nine numbers for each of x. In the last block of the full-size model
-# that is 9 · 128 channels at 256×256, 302 MB for one image in float32. A training step keeps this
-# map, and backward makes its gradient, as large again.
+# Memory: the map of weights has nine numbers for each number of x. In the last block of the
+# full-size model these are 9 · 128 channels at 256×256, 302 MB for one image in float32. A training
+# step keeps the map, and backward makes its gradient, as large again.
 
 
 def conditional_convolution(x, weights, padding="zeros"):
     """A 3×3 convolution of each channel by itself, with other weights at every pixel.
 
-        y[b, c, i, j]  =  Σ_{k = 0..8}  weights[b, k·C + c, i, j]  ·  x[b, c, i + k // 3 − 1, j + k % 3 − 1]
+        y[b, c, i, j]  =  Σ_{m, n = 0..2}  w[b, 3m + n, c, i, j] · x[b, c, i + m − 1, j + n − 1]
 
-    x (B, C, h, w), weights (B, 9·C, h, w): for each of the nine neighbours, row by row, C channels.
-    padding: "zeros" or "replicate", for neighbours outside. Returns (B, C, h, w).
+    x (B, C, h, w), weights w (B, 9·C, h, w): C channels for each of the nine neighbours, which are
+    counted row by row. padding: "zeros" or "replicate", for neighbours outside the image.
+    Returns (B, C, h, w).
     """
     height, width = x.shape[2:]
     around = F.pad(x, (1, 1, 1, 1), "replicate" if padding == "replicate" else "constant")
@@ -170,15 +171,16 @@ def predictor(condition_channels, hidden, out_channels, padding):
     """Two 3×3 convolutions that compute weights or a gate from the condition."""
     return nn.Sequential(
         convolution(condition_channels, hidden, 3, spectral=False, padding=padding),
-        nn.ReLU(inplace=True), convolution(hidden, out_channels, 3, spectral=False, padding=padding))
+        nn.ReLU(inplace=True),
+        convolution(hidden, out_channels, 3, spectral=False, padding=padding))
 
 
 class GeneratorBlock(nn.Module):
     """Twice (batch norm, conditional convolution, 1×1 convolution, gate); added to a shortcut.
 
-    The conditional convolution mixes neighbours, the 1×1 convolution mixes channels, and the gate, a
+    The conditional convolution mixes neighbours, the 1×1 convolution mixes channels. The gate, a
     number between 0 and 1 for every pixel and channel, decides what passes. Where the width
-    changes the shortcut is a 1×1 convolution behind a SPADE layer.
+    changes, the shortcut is a 1×1 convolution behind a SPADE layer.
     """
 
     def __init__(self, in_channels, out_channels, condition_channels, hidden, padding):
@@ -222,13 +224,10 @@ class Generator(nn.Module):
                            num_blocks=num_blocks, hidden=hidden, padding=padding,
                            pixel_noise=pixel_noise)
         self.num_classes, self.noise_dim, self.pixel_noise = num_classes, noise_dim, pixel_noise
-        levels = num_blocks - 1                                           # 0 … 5
-        self.size_multiple = 2 ** (levels - 1)
-        self.levels = [levels - 1]                                        # of the blocks:
-        self.levels += reversed(range(levels))                            # 5, 5 4 3 2 1 0
-        self.levels[1] = max(0, levels - 2)                               # 5, 4 4 3 2 1 0
+        self.levels = spade.block_levels(num_blocks)                      # 5 4 4 3 2 1 0
+        self.size_multiple = 2 ** self.levels[0]                          # 32
         condition_channels = noise_dim + num_classes
-        self.pyramid = Pyramid(condition_channels, channels, levels, padding)
+        self.pyramid = Pyramid(condition_channels, channels, num_blocks - 1, padding)
         width = channels * min(16, 2 ** num_blocks)                       # 1024
         self.first = convolution(condition_channels, width, 3, spectral=False, padding=padding)
         self.blocks = nn.ModuleList()
@@ -239,16 +238,9 @@ class Generator(nn.Module):
             width = out
         self.last = convolution(width, 3, 3, spectral=False, padding=padding)
 
-    # Noise and one-hot label map, concatenated, as OASIS does it.
+    # Noise and one-hot label map, concatenated; the first layer, then paint.
     condition = oasis.Generator.condition
-
-    def forward(self, labels, noise):
-        """labels (B, H, W) int64, noise (B, C) or (B, C, H, W) -> images (B, 3, H, W) in [−1, 1].
-
-        C is 0 without noise. H and W should be multiples of `size_multiple`.
-        """
-        condition = self.condition(labels, noise)                         # (B, C+N, H, W)
-        return self.paint(self.first(shrink(condition, self.size_multiple)), condition)
+    forward = spade.Generator.forward
 
     def paint(self, x, condition):
         """x (B, 16c, H/32, W/32), condition (B, C+N, H, W) -> images (B, 3, H, W)."""

@@ -131,11 +131,47 @@ def make_networks(settings, num_classes):
     if s.multimodal == "encoder":
         G = EncoderGenerator(num_classes, (s.height, s.width), s.noise_dim, *shape)
     else:
-        G = oasis.Generator(num_classes, s.noise_dim, *shape, s.pixel_noise)
+        G = Generator(num_classes, s.noise_dim, *shape, s.pixel_noise)
     return G, Discriminator(num_classes, s.patch_channels)
 
 
 # ---- Generator -----------------------------------------------------------------------------------
+
+
+def block_levels(num_blocks):
+    """The level at which each block works, 1/2^level of the size: 5 4 4 3 2 1 0 for seven blocks.
+
+    The second and the third work at one size. OASIS removes one of the two.
+    """
+    levels = list(reversed(range(num_blocks - 1)))
+    levels.insert(1, levels[:2][-1])
+    return levels
+
+
+class Generator(oasis.Generator):
+    """SPADE's generator: OASIS's, and one block more. Arguments as there."""
+
+    def __init__(self, num_classes, noise_dim=0, channels=64, num_blocks=7, spade_hidden=128,
+                 padding="zeros", pixel_noise=0):
+        super().__init__(num_classes, noise_dim, channels, num_blocks, spade_hidden, padding,
+                         pixel_noise)
+        self.levels = block_levels(num_blocks)
+        self.size_multiple = 2 ** self.levels[0]
+
+    def forward(self, labels, noise):
+        """labels (B, H, W) int64, noise (B, C) or (B, C, H, W) -> images (B, 3, H, W) in [−1, 1].
+
+        C is 0 without noise. H and W should be multiples of `size_multiple`.
+        """
+        condition = self.condition(labels, noise)                             # (B, C+N, H, W)
+        return self.paint(self.first(oasis.shrink(condition, self.size_multiple)), condition)
+
+    def paint(self, x, condition):
+        """x (B, 16c, H/32, W/32), condition (B, C+N, H, W) -> images (B, 3, H, W)."""
+        for block, level in zip(self.blocks, self.levels):
+            here = oasis.shrink(condition, 2 ** level)                        # (B, C+N, h, w)
+            x = block(oasis.upsample(x, here.shape[2:]), here)                # … (B, c, H, W)
+        return torch.tanh(self.last(oasis.leaky_relu(x)))                     # (B, 3, H, W)
 
 
 class PaintsFromPhotographs:
@@ -176,24 +212,17 @@ class PaintsFromPhotographs:
             raise UserError("a generator with an image encoder paints {}×{} only, from one latent "
                             "vector for the whole image".format(*self.image_size))
         condition = self.condition(labels, noise[:, :0])                      # (B, N, H, W)
-        x = self.first(noise[:, :, None, None]).view(-1, *self.first_shape)   # (B, 16c, H/64, W/64)
+        x = self.first(noise[:, :, None, None]).view(-1, *self.first_shape)   # (B, 16c, H/32, W/32)
         return self.paint(x, condition)
 
 
-class EncoderGenerator(PaintsFromPhotographs, oasis.Generator):
+class EncoderGenerator(PaintsFromPhotographs, Generator):
     """SPADE's generator with its image encoder."""
 
     def __init__(self, num_classes, image_size, noise_dim=256, channels=64, num_blocks=7,
                  spade_hidden=128, padding="zeros"):
         super().__init__(num_classes, 0, channels, num_blocks, spade_hidden, padding)
         self.add_encoder(image_size, noise_dim, channels)
-
-    def paint(self, x, condition):
-        """x: output of the first layer; condition (B, N, H, W) -> images (B, 3, H, W)."""
-        for i, block in enumerate(self.blocks):
-            here = oasis.shrink(condition, self.size_multiple // 2 ** i)      # (B, N, h, w)
-            x = block(oasis.upsample(x, here.shape[2:]), here)                # … (B, c, H, W)
-        return torch.tanh(self.last(oasis.leaky_relu(x)))                     # (B, 3, H, W)
 
 
 def make_encoder(image_size, channels, latent_dim):

@@ -1,36 +1,29 @@
-"""SPADE: sizes, losses against closed forms, gradients of one and two processes (`shares`), runs, refusals."""
+"""SPADE: sizes, losses against closed forms, gradients, runs, refusals. One and two processes, for
+SPADE, Pix2pixHD and CC-FPSE."""
 
 import copy
-import os
 import re
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from unittest.mock import Mock
 
+import baselines
 import pytest
+import several
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 import torchvision
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-import data                         # noqa: E402  (the line above must come first)
-import losses                       # noqa: E402
-import metrics                      # noqa: E402
-import oasis                        # noqa: E402
-import sample                       # noqa: E402
-from extras import spade            # noqa: E402
 import data
-import processes
+import losses
+import oasis
 import sample
+from baselines import TINY, run, small
+from extras import spade
 
-TINY = ("--height 32 --width 32 --channels 2 --num-blocks 3 --spade-hidden 4 --patch-channels 4 8 --d-channels 4 8 "
-        "--batch-size 4 --log-every 2 --picture-every 4 --score-every 4 --checkpoint-every 2").split()
-PATHS = {"spade": "--model spade --lambda-vgg 0", "spade+": "--lambda-vgg 0", "noise": "--lambda-vgg 10 --multimodal noise",
-         "encoder": "--lambda-vgg 10 --multimodal encoder --lambda-features 10", "oasis": "--model oasis --lambda-vgg 10"}
+PATHS = {"spade": "--model spade --lambda-vgg 0",
+         "spade+": "--lambda-vgg 0",
+         "noise": "--lambda-vgg 10 --multimodal noise --pixel-noise 8",
+         "encoder": "--lambda-vgg 10 --multimodal encoder --lambda-features 10",
+         "oasis": "--model oasis --lambda-vgg 10"}
 
 
 @pytest.fixture(scope="module")
@@ -43,32 +36,11 @@ def vgg_file(tmp_path_factory):
     return path
 
 
-def run(*words):
-    with pytest.raises(SystemExit) as e:
-        spade.main([*TINY, *words])
-    return e.value.code
-
-
-def small(words, n=4):
-    """(settings, G, D, batch) of a small model with weights as if trained."""
-    s = spade.parse_arguments([*TINY, *words.split()])
-    torch.manual_seed(0)
-    G, D = spade.make_networks(s, 5)
-    for network in (G, D):
-        oasis.scale_weights(network, 50)
-    g = torch.Generator().manual_seed(1)
-    labels = torch.randint(0, 5, (n, 4, 4), generator=g).repeat_interleave(8, 1).repeat_interleave(8, 2)
-    real = torch.rand(n, 3, 32, 32, generator=g, dtype=torch.float64) * 2 - 1
-    noise = torch.randn(n, s.noise_dim, generator=g, dtype=torch.float64)
-    mask = losses.labelmix_mask(labels, 5, g)
-    return s, G, D, tuple(t if t is labels else t.to(torch.get_default_dtype())
-                          for t in (real, labels, noise, mask, losses.class_weights(labels, 5, 0)))
-
-
 def test_parameter_counts_at_full_size():
     """Table 1: 102M for G and D; Sec. 2: the block that OASIS removes has 24M."""
     count = lambda network: sum(p.numel() for p in network.parameters())   # noqa: E731
-    G, D = spade.make_networks(spade.parse_arguments(["--preset", "ade20k"]), 151)
+    with torch.device("meta"):
+        G, D = spade.make_networks(spade.parse_settings(["--preset", "ade20k"]), 151)
     assert (count(G), count(D), count(G.blocks[0])) == (96_492_483, 5_836_930, 23_947_264)
     # By hand: 4×4 kernels; the inner layers have no bias. The encoder has six 3×3 layers and two linear ones.
     assert count(D) == 2 * (154 * 64 * 16 + 64 + (64 * 128 + 128 * 256 + 256 * 512) * 16 + 512 * 16 + 1)
@@ -77,7 +49,7 @@ def test_parameter_counts_at_full_size():
 
 
 def test_the_encoders_latent_vector_is_its_gaussian_and_reaches_the_image():
-    _, G, D, (images, labels, noise, *_) = small("--lambda-vgg 0 --multimodal encoder")
+    _, G, D, (images, labels, noise, *_) = small(spade, "--multimodal encoder")
     G.eval()
     for together, alone in zip(D.eval()(images, labels), D(images[1:2], labels[1:2])):      # normalised per image
         torch.testing.assert_close(together[-1][1:2], alone[-1])
@@ -103,7 +75,7 @@ def test_hinge_losses_against_their_closed_forms():
 @pytest.mark.parametrize("words", PATHS.values(), ids=PATHS.keys())
 def test_each_network_gets_the_gradient_of_its_own_objective(words, vgg_file):
     """Against the plain form: one pass for each set of images, nothing frozen."""
-    s, G, D, batch = small(words)
+    s, G, D, batch = small(spade, words)
     real, labels, noise, mask, weights = batch
     perceptual = spade.PerceptualLoss(vgg_file) if s.lambda_vgg else None
     plain_G, plain_D = copy.deepcopy(G), copy.deepcopy(D)
@@ -131,57 +103,35 @@ def test_each_network_gets_the_gradient_of_its_own_objective(words, vgg_file):
     assert ("loss_vgg" in terms) == bool(s.lambda_vgg) and ("loss_kl" in terms) == (s.multimodal == "encoder")
 
 
-def shares(out):
-    """Write the gradients of one step on this process's share, [rank::processes], in float64, to `out`."""
-    torch.set_default_dtype(torch.float64)
-    if int(os.environ["WORLD_SIZE"]) > 1:
-        dist.init_process_group("gloo")
-    rank, processes = processes.rank_and_size()
-    gradients = {}
-    for words in ("--multimodal noise", "--model spade --multimodal encoder", "--model oasis"):
-        s, G, D, batch = small(words)
-        optimizers = [torch.optim.SGD(network.parameters(), 1e-3) for network in (G, D)]
-        share = [*(tensor[rank::processes] for tensor in batch[:4]), batch[4]]
-        (spade.oasis_step if s.model == "oasis" else spade.spade_step)(G, D, *optimizers, share, s)
-        gradients[words] = [p.grad for network in (G, D) for p in network.parameters()]
-    torch.save(gradients, f"{out}{rank}")
-
-
-def test_two_processes_compute_the_gradients_of_one(tmp_path):
-    """Train mode, float64: 1e-10 relative to each network's largest gradient."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    runs = [subprocess.Popen([sys.executable, __file__, str(tmp_path / f"of{size}_")],
-                             env={**environment, "RANK": str(rank), "WORLD_SIZE": str(size)})
-            for rank, size in ((0, 1), (0, 2), (1, 2))]
-    assert [run.wait(timeout=600) for run in runs] == [0, 0, 0]
-    one, *two = (torch.load(tmp_path / name) for name in ("of1_0", "of2_0", "of2_1"))
-    for words, gradients in one.items():
-        error = max((a - b).abs().max() for process in two for a, b in zip(process[words], gradients))
-        assert error < 1e-10 * max(g.abs().max() for g in gradients), words
+def test_two_processes_compute_the_update_of_one(tmp_path):
+    """Train mode, float64: 1e-10 relative to the largest gradient, or statistic, of a network."""
+    cases = [("spade", "--multimodal noise --pixel-noise 8", "spade.spade_step"),
+             ("spade", "--model spade --multimodal encoder", "spade.spade_step"),
+             ("spade", "--model oasis", "spade.oasis_step"),
+             ("pix2pixhd", "--multimodal noise", "pix2pixhd.pix2pixhd_step"),
+             ("ccfpse", "--multimodal noise", "spade.spade_step"),
+             ("ccfpse", "--multimodal encoder", "spade.spade_step")]
+    several.run(baselines.one_step, str(tmp_path / "one"), cases)
+    several.run(baselines.one_step, str(tmp_path / "two"), cases, processes=2)
+    expected = torch.load(tmp_path / "one0")
+    for file in ("two0", "two1"):
+        for number, (ours, right) in enumerate(zip(torch.load(tmp_path / file), expected, strict=True)):
+            error = (ours - right).abs().max()
+            assert error <= 1e-10 * right.abs().max(), (cases[number // 4], number % 4, error)
 
 
 def test_a_run_stops_goes_on_and_is_sampled_and_scored(tmp_path):
-    words = ["--multimodal", "encoder", "--lambda-vgg", "0", "--metrics", "none", "--run-dir", str(tmp_path)]
-    assert run(*words, "--steps", "2") == run(*words, "--resume", "--steps", "4") == 0
-    checkpoint = sample.load_checkpoint(tmp_path / "latest.pt")
-    assert checkpoint["generator_class"] == "extras.spade.EncoderGenerator" and checkpoint["step"] == 4
-    model = sample.load_model(tmp_path / "latest.pt")
-    assert isinstance(model.generator, spade.EncoderGenerator) and model.discriminator is None
-    noise = oasis.noise_from_seeds([0, 1], 256)
-    assert sample.paint(model.generator, torch.zeros(2, 32, 32, dtype=torch.int64), noise).shape == (2, 32, 32, 3)
-    train_set, val_set = (data.open_dataset("toy", split, (32, 32), num_images=8) for split in ("train", "val"))
-    scorer = metrics.Scorer(val_set, train_set, "cpu", ["miou"], num_images=4, segmenter_steps=2)
-    assert 0 <= scorer(model.generator)["miou"] <= 1
+    baselines.trains_resumes_samples_and_is_scored(
+        spade, "EncoderGenerator", tmp_path, "--multimodal", "encoder")
 
 
 def test_the_models_are_the_papers_and_spade_reports_g_itself(tmp_path, vgg_file):
     facts = [(s.lambda_features, s.lambda_vgg, s.ema_decay, s.noise_dim) for s in
-             (spade.parse_arguments(["--preset", "ade20k", *words.split()])
+             (spade.parse_settings(["--preset", "ade20k", *words.split()])
               for words in ("--model spade", "", "--multimodal noise", "--model oasis"))]
     assert facts == [(10, 10, 0, 0), (0, 10, 0.9999, 0), (0, 10, 0.9999, 64), (0, 0, 0.9999, 64)]
-    words = "--model spade --steps 1 --metrics d_miou".split()
-    assert run(*words, "--vgg-weights", str(vgg_file), "--run-dir", str(tmp_path)) == 0
+    words = "--model spade --lambda-vgg 10 --steps 1 --metrics d_miou".split()
+    assert run(spade.main, *TINY, *words, "--vgg-weights", str(vgg_file), "--run-dir", str(tmp_path)) == 0
     checkpoint = sample.load_checkpoint(tmp_path / "latest.pt")
     assert all(torch.equal(checkpoint["ema"][name], checkpoint["generator"][name])
                for name, _ in sample.build_generator(checkpoint).named_parameters())
@@ -192,14 +142,10 @@ def test_mistakes_are_one_sentence_and_exit_code_2(tmp_path, capsys, monkeypatch
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", Mock(side_effect=OSError("no network")))
     (tmp_path / "other.pth").write_bytes(b"not weights")
-    for words, sentence in (([], "vgg19-dcbb9e9d.pth could not be fetched .*no network"),
-                            (["--vgg-weights", str(tmp_path / "other.pth")], "other.pth: not a checkpoint"),
+    for words, sentence in ((["--lambda-vgg", "10"], "vgg19-dcbb9e9d.pth could not be fetched .*no network"),
+                            (["--lambda-vgg", "10", "--vgg-weights", str(tmp_path / "other.pth")], "other.pth: not a checkpoint"),
                             (["--model", "oasis", "--multimodal", "encoder"], "OASIS has none")):
-        assert run(*words, "--run-dir", str(tmp_path / "run")) == 2
+        assert run(spade.main, *TINY, *words, "--run-dir", str(tmp_path / "run")) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and re.search(sentence, error), error
     assert not (tmp_path / "run").exists()
-
-
-if __name__ == "__main__":
-    shares(sys.argv[1])
