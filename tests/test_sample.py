@@ -41,6 +41,12 @@ def pixels(path):
     return np.asarray(Image.open(path).convert("RGB")).astype(int)
 
 
+def mean_change(before, after, region):
+    """Mean |after - before| of pictures, 0 ... 255 -> (inside, outside the region)."""
+    change = np.mean([np.abs(picture - before).mean(axis=2) for picture in after], axis=0)
+    return change[region].mean(), change[~region].mean()
+
+
 def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -72,36 +78,78 @@ def test_prediction_is_the_best_real_class_even_where_fake_is_likelier():
     assert (sample.predict_labels(Constant(), np.zeros((4, 5, 3), np.uint8)) == 1).all()
 
 
-def test_mean_change_inside_and_outside():
-    region = np.zeros((2, 4), bool)
-    region[:, :2] = True
-    before = np.full((2, 4, 3), 100, np.uint8)
-    after = np.stack([before, before])
-    after[0, :, :2] += 51             # in one picture of two by 0.4 on the scale of [-1, 1]
-    after[1, 0, 3] -= 51
-    assert sample.mean_change(before, after, region) == pytest.approx([0.2, 0.05])
-    assert sample.mean_change(before, after, ~np.zeros_like(region))[1] == 0
+@pytest.mark.parametrize("channels", [4, 8])
+def test_a_walk_keeps_the_variance_of_vector_and_field(channels):
+    """K = 4: of eight channels four are the vector; K = 8: there is no vector at all."""
+    start, end = oasis.draw_noise([3, 4], (48, 48), 8, channels)
+    walk = sample.interpolate(start, end, 5)
+    assert torch.equal(walk[0], start) and torch.equal(walk[-1], end)
+    fields = walk[:, -channels:]
+    assert (fields.std((2, 3)) - 1).abs().max() < 0.05                # a straight line: 0.71
+    steps = (fields[1:] - fields[:-1]).square().mean((1, 2, 3))
+    torch.testing.assert_close(steps, steps.mean().expand(4), rtol=0.02, atol=0)
+    if channels == 4:       # the vector is that of K = 0, the same at every pixel
+        vectors = sample.interpolate(*oasis.noise_from_seeds([3, 4], 8)[:, :4], 5)
+        torch.testing.assert_close(walk[:, :4], vectors[:, :, None, None].expand(-1, -1, 48, 48),
+                                   rtol=0, atol=1e-4)
+
+
+def test_a_walk_of_one_step_is_its_start():
+    assert torch.equal(sample.interpolate(*torch.eye(3)[:2], 1), torch.eye(3)[:1])
+
+
+def generator(pixel_noise=0):
+    return tiny_run.vivid(oasis.Generator(5, 8, channels=4, num_blocks=3, spade_hidden=8,
+                                          pixel_noise=pixel_noise))
+
+
+@pytest.mark.parametrize("pixel_noise", [0, 4])
+@pytest.mark.parametrize("size", [(33, 50), (32, 48), (3, 1)])
+def test_any_size_is_painted_as_the_map_with_its_border_repeated(size, pixel_noise):
+    """The oracle pads by numpy; where nothing is missing, it is the generator's own picture."""
+    G = generator(pixel_noise)
+    labels = np.random.default_rng(0).integers(0, 5, (2, *size))
+    noise = oasis.draw_noise([0, 1], size, 8, pixel_noise)
+    margins = (0, 0), (0, -size[0] % 4), (0, -size[1] % 4)
+    padded = torch.from_numpy(np.pad(labels, margins, mode="edge"))
+    wide = noise
+    if pixel_noise:
+        wide = torch.from_numpy(np.pad(noise.numpy(), ((0, 0), *margins), mode="edge"))
+    with torch.no_grad():
+        expected = data.to_uint8(G(padded, wide))[:, :size[0], :size[1]]
+    painted = sample.paint(G, labels, noise)
+    assert painted.shape == (2, *size, 3) and (painted == expected).all()
+    assert (sample.paint(G, labels, wide) == expected).all()          # noise of the padded size
+
+
+def test_ids_and_noise_that_do_not_fit_are_refused():
+    G, noise = generator(), oasis.noise_from_seeds([0], 8)
+    for wrong in (-1, 5, 255):
+        with pytest.raises(ValueError, match="0 to 4"):
+            sample.paint(G, np.full((8, 8), wrong), noise)
+    with pytest.raises(ValueError, match="noise of"):
+        sample.paint(G, np.zeros((8, 8), int), torch.randn(1, 8, 4, 8))
 
 
 def test_a_picture_does_not_depend_on_its_batch():
     G = sample.load_model().generator
     labels = np.random.default_rng(0).integers(0, G.num_classes, (8, 32, 32))
-    noise = oasis.noise_from_seeds(range(8), 8)
+    noise = oasis.draw_noise(range(8), (32, 32), G.noise_dim, G.pixel_noise)
     together, alone = (sample.paint(G, labels, noise, batch_size=b) for b in (8, 1))
     assert together.shape == (8, 32, 32, 3) and together.dtype == np.uint8 and together.std() > 10
     assert np.abs(together.astype(int) - alone).max() <= 1          # where rounding is a close call
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("blocks", [1, 3, 4])
-def test_local_noise_changes_nothing_beyond_the_reach_to_the_last_bit(blocks):
+@pytest.mark.parametrize("blocks, pixel_noise", [(1, 0), (3, 0), (4, 0), (3, 4)])
+def test_local_noise_changes_nothing_beyond_the_reach_to_the_last_bit(blocks, pixel_noise):
     """The farthest path: the coarsest block's cells are s = 2^(blocks-1) pixels wide. Two
     convolutions of SPADE and two of the block carry a change 4 cells on, those of the finer blocks
     2 (s - 1) pixels, the last layer 1; a cell is painted s - 1 pixels on. In all 7 s - 2."""
     G = tiny_run.vivid(oasis.Generator(5, 8, channels=4, num_blocks=blocks, spade_hidden=8))
     s, width, column = G.size_multiple, 256, 96
     labels = torch.from_numpy(np.random.default_rng(0).integers(0, 5, (1, s, width)))
-    a, b = oasis.noise_from_seeds([0, 1], 8)[:, None]
+    a, b = oasis.draw_noise([0, 1], (s, width), 8, pixel_noise)[:, None]
     region = np.zeros((s, width), bool)
     region[:, column] = True
     before, after = (G(labels, oasis.local_noise(a, inside, region)) for inside in (a, b))
@@ -129,11 +177,13 @@ def test_without_options_the_newest_run_draws_its_validation_set(folder, capsys)
 def test_drawn_again_pictures_are_the_same_and_replace_what_was_there(folder, capsys):
     command("--limit", 2, "--num", 2)
     first = contents(folder / "out")
+    command("--limit", 2, "--num", 2)
+    assert capsys.readouterr().out.count("5 files written") == 2
     Image.new("RGB", (32, 32)).save("out/val_00000_seed0.png")       # of an older run, perhaps
     command("--limit", 2, "--num", 3)
     second = contents(folder / "out")
-    assert "2 new files" in capsys.readouterr().out and len(second) == 7
-    assert all(second[path] == first[path] for path in first if "contact" not in path.name)
+    assert "7 files written" in capsys.readouterr().out           # six pictures and their sheet
+    assert len(second) == 8 and all(second[path] == first[path] for path in first)
 
 
 @pytest.mark.parametrize("place, options", [("meadow", ["--resample-class", "meadow"]),
@@ -145,11 +195,13 @@ def test_another_class_or_a_drawn_area_changes_there(folder, capsys, place, opti
         region = np.zeros((32, 32), bool)
         region[8:24, 8:24] = True
         Image.fromarray(region.repeat(4, 0).repeat(4, 1)).save("drawn.png")        # enlarged
-    command(*options, "--limit", 1, "--num", 2)
-    before, *after = (pixels(f"out/val_00000_seed0_resample-{place}_seed{k}.png") for k in range(3))
-    inside, outside = sample.mean_change(before, after, region)
+    command(*options, "--limit", 1, "--num", 3)
+    names = sorted(path.name for path in (folder / "out").glob("val_00000_*"))
+    assert names == [f"val_00000_seed0_resample-{place}_seed{k}.png" for k in range(3)]
+    before, *after = (pixels(folder / "out" / name) for name in names)
+    inside, outside = mean_change(before, after, region)
     assert inside > 2 * outside
-    assert f"{inside:.4f} in the region, {outside:.4f} outside" in capsys.readouterr().out
+    assert "first picture of each row has the noise of seed 0" in capsys.readouterr().out
     command("--limit", 1, "--num", 1)            # outside is what the whole picture's noise gives
     assert (pixels("out/val_00000_seed0.png") == before).all()
 
@@ -158,7 +210,7 @@ def test_label_maps_without_the_class_are_skipped(folder, capsys):
     (folder / "maps").mkdir()
     for name, ids in (("both", [1, 3]), ("one", [3, 3])):
         Image.fromarray(np.uint8(ids).repeat(16)[:, None].repeat(32, 1)).save(f"maps/{name}.png")
-    command("--labels", "maps", "--resample-class", 1, "--num", 1)
+    command("--labels", "maps", "--resample-class", 1, "--num", 2)
     assert sorted(path.name for path in (folder / "out").glob("*_seed?.png")) == [
         "both_seed0_resample-1_seed0.png", "both_seed0_resample-1_seed1.png"]
     assert "pixel to change" in refuse(capsys, "--labels", "maps/one.png", "--resample-class", "1")
@@ -166,16 +218,38 @@ def test_label_maps_without_the_class_are_skipped(folder, capsys):
 
 def test_a_walk_gives_a_strip_and_a_gif_there_and_back(folder):
     command("--interpolate", 5, "--limit", 1)
-    frames = [pixels(f"out/val_00000_seed0-to-1_{k}of5.png") for k in ("001", "002", "003", "005")]
-    assert Image.open("out/val_00000_seed0-to-1_walk5.gif").n_frames == 8
-    strip = pixels("out/val_00000_seed0-to-1_walk5.png")
-    assert (strip[4:36, 4:36] == frames[0]).all() and strip.shape[1] > 5 * 32
+    frames = [pixels(f"out/val_00000_walk0-1_{k}of5.png") for k in ("001", "002", "003", "005")]
+    assert Image.open("out/val_00000_walk0-1_all5.gif").n_frames == 8
+    strip = pixels("out/val_00000_walk0-1_all5.png")            # six times as large
+    assert (strip[4:196:6, 4:196:6] == frames[0]).all() and strip.shape[1] > 5 * 192
     command("--limit", 1, "--num", 2)            # the ends are the pictures of the two seeds
     for frame, seed in ((frames[0], 0), (frames[-1], 1)):
         assert np.abs(frame - pixels(f"out/val_00000_seed{seed}.png")).max() <= 1
     assert np.abs(frames[2] - frames[1]).mean() < np.abs(frames[-1] - frames[0]).mean()
     command("--interpolate", 3, "--limit", 1, "--resample-class", "meadow")
-    assert (folder / "out/val_00000_seed0_resample-meadow_seed0-to-1_walk3.gif").exists()
+    assert (folder / "out/val_00000_seed0_resample-meadow_walk0-1_all3.gif").exists()
+
+
+def test_the_modes_treat_noise_at_every_pixel(folder):
+    """Vector and field change inside the region only, and walk together."""
+    run = tiny_run.make_checkpoint(folder / "run.pt")
+    checkpoint = torch.load(run)
+    checkpoint["generator_args"]["pixel_noise"] = 4       # the same weights: no layer depends on it
+    torch.save(checkpoint, run)
+    ask = ["--checkpoint", run, "--limit", 1]
+    labels = data.open_dataset("toy", "val", (32, 32))[0][1]
+    G = sample.load_model(run).generator
+    a, b = oasis.draw_noise([0, 1], (32, 32), 8, 4)
+    command(*ask, "--num", 2)
+    expected = sample.paint(G, labels, torch.stack([a, b]))
+    assert (pixels("out/val_00000_seed1.png") == expected[1]).all()
+    region = labels == data.read_class_table("toy")[0].index("meadow")
+    for words, noise in ((["--resample-class", "meadow", "--num", 2], torch.where(region, b, a)),
+                         (["--interpolate", 3], sample.interpolate(a, b, 3)[1])):
+        command(*ask, *words)
+        name = "seed0_resample-meadow_seed1" if "--num" in words else "walk0-1_002of3"
+        expected = sample.paint(G, labels, noise[None])[0]
+        assert np.abs(pixels(f"out/val_00000_{name}.png") - expected).max() <= 1
 
 
 def test_a_photo_is_read_by_the_discriminator_and_drawn_anew(folder):
@@ -200,7 +274,7 @@ def test_grey_ids_and_palette_pngs_are_the_same_label_map(folder):
     (folder / "maps").mkdir()
     ids = Image.fromarray(labels)
     ids.save("maps/grey.png")
-    ids.putpalette([7] * 768)
+    ids.putpalette([7] * 768)                                         # colours do not matter
     ids.save("maps/palette.png")
     command("--labels", "maps", "--num", 1)
     assert (pixels("out/grey_seed0.png") == pixels("out/palette_seed0.png")).all()
@@ -224,7 +298,7 @@ def test_own_photographs_are_found_where_training_found_them_or_by_data_root(fol
     tiny_datasets.make_folder(folder / "data")
     tiny_run.make_checkpoint(folder / "run.pt", preset="folder", data_root=folder / "data")
     command("--checkpoint", "run.pt", "--num", 1, "--resample-class", "traffic light")
-    assert (folder / "out/street.0_seed0_resample-traffic-light_seed1.png").exists()
+    assert (folder / "out/street.0_seed0_resample-traffic-light_seed0.png").exists()
     (folder / "data").rename("moved")
     assert "--data-root" in refuse(capsys, "--checkpoint", "run.pt")
     command("--checkpoint", "run.pt", "--num", 1, "--data-root", "moved")
@@ -233,11 +307,12 @@ def test_own_photographs_are_found_where_training_found_them_or_by_data_root(fol
 @pytest.mark.skipif(not INCLUDED.exists(), reason="assets/toy.pt is not there")
 def test_without_a_run_the_included_model_draws_other_skies(folder, capsys):
     (folder / "runs").rename("elsewhere")
-    command("--resample-class", "sky", "--limit", 4, "--num", 2)
-    printed = capsys.readouterr().out.splitlines()
-    assert str(INCLUDED) in printed[0]
-    inside, outside = (float(word) for word in printed[-1].split() if word[0].isdecimal())
-    assert inside > 0.05 and inside > 5 * outside
+    command("--resample-class", "sky", "--limit", 1, "--num", 2)
+    assert str(INCLUDED) in capsys.readouterr().out.splitlines()[0]
+    before, after = (pixels(f"out/val_00000_seed0_resample-sky_seed{k}.png") for k in range(2))
+    labels = data.open_dataset("toy", "val", (64, 64))[0][1].numpy()
+    inside, outside = mean_change(before, [after], labels == 1)
+    assert inside > 6 and inside > 5 * outside
 
 
 # ---- Bad input -----------------------------------------------------------------------------------
@@ -246,7 +321,6 @@ def test_without_a_run_the_included_model_draws_other_skies(folder, capsys):
 def bad_files():
     """Label maps, photos and checkpoints with which something is wrong."""
     Image.fromarray(np.full((32, 32), 77, np.uint8)).save("ids.png")
-    Image.fromarray(np.zeros((33, 64), np.uint8)).save("odd.png")
     Image.fromarray(np.zeros((32, 32), np.uint8)).save("good.png")
     Image.new("RGB", (32, 32)).save("photo.jpg")
     for name in ("runs/toy/latest.pt", "good.png"):
@@ -264,12 +338,16 @@ def bad_files():
     ("--resample-mask missing.png", "missing.png"),
     ("--resample-mask good.png", "has a pixel to change"),
     ("--labels ids.png", "ids.png: holds the ids [77]"),
-    ("--labels odd.png", "a label map of 33×64"),
     ("--labels missing", "missing"),
     ("--labels runs", "runs"),
     ("--labels cut.png", "cut.png"),
     ("--labels photo.jpg", "photo.jpg"),
-    ("--size 30 32", "multiples of 4"),
+    ("--labels=", "--labels: the name is empty"),
+    ("--interpolate 1", "--interpolate: 1: must be a whole number, at least 2"),
+    ("--num 0", "--num: 0: must be a whole number, at least 1"),
+    ("--limit 0", "--limit: 0: must be a whole number, at least 1"),
+    ("--data-root runs", "--data-root runs: the preset toy"),
+    ("--out runs/toy/latest.pt", "runs/toy/latest.pt"),
     ("--checkpoint missing.pt", "missing.pt"),
     ("--checkpoint cut.pt", "cut.pt"),
     ("--checkpoint other.pt", "other.pt"),
@@ -285,11 +363,85 @@ def test_bad_input_ends_in_one_sentence_and_writes_nothing(folder, capsys, words
     assert contents(folder) == before
 
 
-def test_a_full_disk_leaves_no_half_picture(folder, monkeypatch):
+@pytest.mark.parametrize("option", ["num", "seed", "limit", "interpolate", "size", "labels",
+                                    "checkpoint", "recreate", "resample-class", "resample-mask",
+                                    "data-root"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "word", "no/such/path"])
+def test_no_value_of_an_option_ends_in_a_traceback(folder, capsys, option, value):
+    """What cannot be done is refused in a sentence that names it; the rest paints what was asked."""
+    words = ["--size", value, "32"] if option == "size" else [f"--{option}={value}"]
+    if (option, value) in (("seed", "0"), ("resample-class", "0")):
+        command(*words, "--limit", 1, "--num", 1)
+        assert len(list((folder / "out").glob("val_00000*_seed0.png"))) == 1
+        return
+    assert value in refuse(capsys, *words)
+
+
+@pytest.mark.parametrize("size", [(75, 100), (33, 64), (5, 3)])
+def test_a_label_map_of_any_size_gives_pictures_of_its_size(folder, size):
+    """Also by --size, and for a photograph that D reads."""
+    Image.fromarray(np.ones(size, np.uint8)).save("odd.png")
+    command("--labels", "odd.png", "--num", 1)
+    assert pixels("out/odd_seed0.png").shape == (*size, 3)
+    command("--num", 1, "--limit", 1, "--size", *size)
+    command("--num", 1, "--limit", 1, "--size", *size, "--recreate")
+    for words in ("", "recreated_"):
+        name = "val_00000_{}x{}_{}seed0.png".format(*size, words)
+        assert pixels(folder / "out" / name).shape == (*size, 3)
+
+
+@pytest.mark.parametrize("count, words", [(4, []), (3, ["--num", 3]), (2, ["--num", 2])])
+def test_num_pictures_are_num_pictures_in_every_mode(folder, count, words):
+    """Also with another class, where the first has the noise of the first seed everywhere."""
+    for k, mode in enumerate(([], ["--resample-class", "meadow"], ["--recreate"])):
+        sample.main([str(w) for w in ["--out", f"out{k}", "--limit", 1, *words, *mode]])
+        assert len(list(Path(f"out{k}").glob("val_*seed?.png"))) == count
+
+
+def test_commands_that_ask_for_other_things_write_other_sheets(folder):
+    """Label maps, noises, classes; a sheet of small pictures is enlarged to 192 pixels."""
+    (folder / "maps").mkdir()
+    Image.fromarray(np.ones((32, 32), np.uint8)).save("maps/meadow.png")
+    asked = [[], ["--labels", "maps"], ["--labels", "maps/meadow.png"], ["--seed", 4],
+             ["--recreate"], ["--resample-class", "meadow"], ["--resample-class", "sky"],
+             ["--interpolate", 2], ["--size", 64, 64], ["--num", 2]]
+    for words in asked:
+        command(*words, *([] if "--labels" in words else ["--limit", 1]))
+    sheets = {path.name: pixels(path) for path in (folder / "out").glob("contact_sheet*.png")}
+    assert len(sheets) == len(asked)
+    assert sheets["contact_sheet_limit-1.png"].shape == (18 + 196, 4 + 5 * 196, 3)
+    assert sheets["contact_sheet_limit-1_size-64x64.png"].shape == (18 + 196, 4 + 5 * 196, 3)
+    assert sheets["contact_sheet_labels-maps.png"].shape == (18 + 196, 4 + 5 * 196, 3)
+
+
+def test_a_palette_that_contradicts_the_classes_is_refused(folder, capsys):
+    """An image editor has sorted the palette: each colour is right, each index wrong."""
+    tiny_datasets.make_folder(folder / "data")
+    (folder / "data/classes.txt").write_text("sky 0 0 200\nroad 90 90 90\ngrass 0 200 0\n")
+    for path in (folder / "data/labels").rglob("*.png"):
+        Image.fromarray(np.asarray(Image.open(path)) % 3).save(path)
+    run = tiny_run.make_checkpoint(folder / "run.pt", preset="folder", data_root=folder / "data")
+    picture = Image.fromarray(np.uint8([[0, 1, 2]]).repeat(32, 0).repeat(16, 1))
+    picture.putpalette([90, 90, 90, 0, 200, 0, 0, 0, 200])
+    picture.save("editor.png")
+    assert "editor.png: the palette" in refuse(capsys, "--checkpoint", run, "--labels", "editor.png")
+    picture.putpalette([0, 0, 200, 90, 90, 90, 0, 200, 0])
+    picture.save("editor.png")
+    command("--checkpoint", run, "--labels", "editor.png", "--num", 1)
+
+
+def test_a_folder_that_cannot_be_written_shows_before_anything_is_painted(folder, capsys,
+                                                                           monkeypatch):
+    monkeypatch.setattr(sample, "paint", lambda *a: pytest.fail("painted"))
+    (folder / "file").write_text("here")
+    assert "file" in refuse(capsys, "--out", "file/below")
+
+
+def test_a_full_disk_leaves_no_half_picture(folder, monkeypatch, capsys):
     def full(self, path, **options):
         path.write_bytes(b"half a pict")
         raise OSError(28, "No space left on device")
     monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(OSError, match="No space"):
-        command("--limit", 1)
+    assert "No space left on device" in refuse(capsys, "--limit", "1", "--out", "out")
     assert not contents(folder / "out")
+
