@@ -14,9 +14,8 @@ from pathlib import Path
 
 import torch
 
-import sample
 import data
-import oasis
+import sample
 
 KEPT = ("format", "settings", "dataset", "generator_class", "generator_args", "discriminator_class",
         "discriminator_args", "ema", "discriminator", "step", "seconds")
@@ -25,11 +24,14 @@ FLOAT32 = ("running_mean", "running_var", "_u", "_v")       # endings of names
 
 def halve(content):
     """The same dictionary, its float tensors in bfloat16 but for those of FLOAT32."""
-    if isinstance(content, dict):
-        return {name: value if str(name).endswith(FLOAT32) else halve(value)
-                for name, value in content.items()}
-    is_float = torch.is_tensor(content) and content.is_floating_point()
-    return content.to(torch.bfloat16) if is_float else content
+    halved = {}
+    for name, value in content.items():
+        if isinstance(value, dict):
+            value = halve(value)
+        elif torch.is_tensor(value) and value.is_floating_point() and not name.endswith(FLOAT32):
+            value = value.to(torch.bfloat16)
+        halved[name] = value
+    return halved
 
 
 def compress(source, target):
@@ -44,9 +46,11 @@ def export(path, out):
     """Checkpoint file of a run -> small checkpoint file. UserError."""
     checkpoint = sample.load_checkpoint(path)
     content = {name: checkpoint[name] for name in KEPT if name in checkpoint}
-    content["settings"] = {**content["settings"], "run_dir": "", "data_root": ""}
+    content["settings"] = dict(content["settings"], run_dir="", data_root="")
     segmenter = Path(path).with_name("segmenter.pt")
-    if segmenter.is_file():
+    if "segmenter" in checkpoint:                               # of an exported file
+        content["segmenter"] = checkpoint["segmenter"]
+    elif segmenter.is_file():
         content["segmenter"] = sample.read_tensors(segmenter)
     with data.write_whole(out) as partial:
         torch.save(halve(content), partial)
@@ -58,7 +62,8 @@ def export(path, out):
 
 @data.exit_in_words("extras.export")
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("python -m extras.export", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", metavar="FILE", help="latest.pt or best.pt of a run")
     parser.add_argument("--out", required=True, metavar="FILE", help="the file to write")
     args = parser.parse_args(argv)

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import torch
 
-import sample
 import data
 import oasis
+import sample
 
 # Names of the released code -> names of oasis.py. Applied one after the other, in this order.
 NAMES = (
@@ -59,10 +59,11 @@ def read(path, needed):
 
 def count(state, prefix):
     """Number of blocks: the tensors are called prefix.0, prefix.1, ..."""
-    return 1 + max(int(name.split(".")[1]) for name in state if name.startswith(prefix + "."))
+    numbers = [int(name.split(".")[1]) for name in state if name.startswith(prefix + ".")]
+    return 1 + max(numbers)
 
 
-def load(network, state, path):
+def fill(network, state, path):
     """The network with the released tensors, in eval mode, without gradients."""
     try:
         network.load_state_dict(translate(state))
@@ -79,26 +80,29 @@ def load_released_generator(path, noise_dim=64):
     are noise: noise_dim (0 for a model that was trained without 3D noise).
     """
     state = read(path, "fc.weight")
-    return load(oasis.Generator(
+    network = oasis.Generator(
         num_classes=state["fc.weight"].shape[1] - noise_dim, noise_dim=noise_dim,
         channels=state["conv_img.weight"].shape[1], num_blocks=count(state, "body"),
-        spade_hidden=len(state["body.0.norm_0.mlp_shared.0.weight"])), state, path)
+        spade_hidden=len(state["body.0.norm_0.mlp_shared.0.weight"]))
+    return fill(network, state, path)
 
 
 def load_released_discriminator(path):
     """D from the authors' *_D.pth. UserError for other files."""
     state = read(path, "layer_up_last.weight")
-    blocks = range(count(state, "body_down"))
-    widths = [len(state[f"body_down.{i}.conv2.1.weight_orig"]) for i in blocks]
+    widths = []
+    for i in range(count(state, "body_down")):
+        widths.append(len(state[f"body_down.{i}.conv2.1.weight_orig"]))
     for name in ("layer_up_last.weight", "layer_up_last.bias"):
         state[name] = state[name].roll(-1, dims=0)      # fake: the first channel -> the last one
-    return load(oasis.Discriminator(len(state["layer_up_last.weight"]) - 1, widths), state, path)
+    network = oasis.Discriminator(len(state["layer_up_last.weight"]) - 1, widths)
+    return fill(network, state, path)
 
 
 def describe_dataset(preset, num_classes, data_root):
     """The checkpoint's "dataset": names, colours, size. UserError if N is another dataset's."""
     if preset == "ade20k" and not data_root:
-        names = ["unknown", *(f"class {k}" for k in range(1, 151))]
+        names = ["unknown"] + [f"class {k}" for k in range(1, 151)]
         palette, ignore_label = data.make_palette(151, 0), 0
     else:
         names, palette, ignore_label = data.read_class_table(preset, data_root)
@@ -123,8 +127,9 @@ def make_checkpoint(path, preset, data_root=""):
     beside = path.with_name(re.sub(r"(EMA|G)\.pth$", "D.pth", path.name))
     if beside != path and beside.is_file():
         D = load_released_discriminator(beside)
-        checkpoint |= {"discriminator_class": "oasis.Discriminator", "discriminator_args": D.config,
-                       "discriminator": D.state_dict()}
+        checkpoint["discriminator_class"] = "oasis.Discriminator"
+        checkpoint["discriminator_args"] = D.config
+        checkpoint["discriminator"] = D.state_dict()
     return checkpoint
 
 
@@ -141,8 +146,9 @@ def main(argv=None):
     checkpoint = make_checkpoint(args.file, args.preset, args.data_root)
     with data.write_whole(args.out) as partial:
         torch.save(checkpoint, partial)
-    networks = "generator and discriminator" if "discriminator" in checkpoint else \
-        "generator (no *_D.pth beside it, so photos cannot be re-created)"
+    networks = "generator and discriminator"
+    if "discriminator" not in checkpoint:
+        networks = "generator (no *_D.pth beside it, so photos cannot be re-created)"
     print(f"{args.out}: {networks}, {len(checkpoint['dataset']['class_names'])} classes")
 
 

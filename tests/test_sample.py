@@ -370,9 +370,9 @@ def test_bad_input_ends_in_one_sentence_and_writes_nothing(folder, capsys, words
 def test_no_value_of_an_option_ends_in_a_traceback(folder, capsys, option, value):
     """What cannot be done is refused in a sentence that names it; the rest paints what was asked."""
     words = ["--size", value, "32"] if option == "size" else [f"--{option}={value}"]
-    if (option, value) in (("seed", "0"), ("resample-class", "0")):
-        command(*words, "--limit", 1, "--num", 1)
-        assert len(list((folder / "out").glob("val_00000*_seed0.png"))) == 1
+    if value == "0" and option in ("seed", "resample-class"):       # class 0 is in some of the maps
+        command(*words, "--num", 1)
+        assert list((folder / "out").glob("val_*_seed0.png"))
         return
     assert value in refuse(capsys, *words)
 

@@ -71,6 +71,10 @@ def test_script(dataset, tmp_path, capsys):
     (tmp_path / "classes.txt").write_text("sky\nwhale\n")
     few = export(dataset.palette[:3], tmp_path / "few.pt2")
     for arguments, words in (([checkpoint.parent / "no.pt2"], "no.pt2: not a file"),
+                             ([checkpoint], "latest.pt: not a file"),      # a zip archive, too
+                             ([path, "--size", "0", "32"], "--size: 0: must be"),
+                             ([path, "--num-images", "-1"], "--num-images: -1: must be"),
+                             ([path, "--classes", "no/file.txt"], "no/file.txt"),
                              ([few], "knows 3 classes"),
                              ([few, "--classes", tmp_path / "classes.txt"], "line 2: 'whale'")):
         with pytest.raises(SystemExit) as stop:
