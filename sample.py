@@ -264,7 +264,11 @@ def find_region(options, model, labels):
     """The pixels to change, bool (H, W), or None for all. UserError: no such class."""
     if options.resample_mask:
         # Resized, because nobody draws well on a picture of 64×64 pixels.
-        return data.read_photo(options.resample_mask, labels.shape).mean(axis=2) > 127
+        region = data.read_photo(options.resample_mask, labels.shape).mean(axis=2) > 127
+        if region.all():
+            raise UserError(f"{options.resample_mask}: is white everywhere; what shall stay must be "
+                            f"black (transparent pixels count as white)")
+        return region
     if options.resample_class is None:
         return None
     for k, name in enumerate(model.class_names):

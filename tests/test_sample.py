@@ -281,6 +281,16 @@ def test_grey_ids_and_palette_pngs_are_the_same_label_map(folder):
     assert pixels("out/grey_seed0.png").shape == (32, 64, 3)         # a label map's own size
 
 
+def test_255_is_read_as_the_ignored_class_of_own_photographs(folder):
+    """As in training; tiny_datasets' class 4 is "unlabelled"."""
+    tiny_datasets.make_folder(folder / "data")
+    run = tiny_run.make_checkpoint(folder / "run.pt", preset="folder", data_root=folder / "data")
+    for name, ids in (("with255", [0, 255]), ("with4", [0, 4])):
+        Image.fromarray(np.uint8(ids).repeat(16)[:, None].repeat(32, 1)).save(f"{name}.png")
+        command("--checkpoint", run, "--labels", f"{name}.png", "--num", 1)
+    assert (pixels("out/with255_seed0.png") == pixels("out/with4_seed0.png")).all()
+
+
 @pytest.mark.parametrize("preset, stored, ids", [
     ("coco-stuff", [[0, 181], [255, 9]], [[1, 182], [0, 10]]),
     ("cityscapes", [[0, 33], [255, 7]], [[0, 33], [34, 7]])])
@@ -323,6 +333,7 @@ def bad_files():
     Image.fromarray(np.full((32, 32), 77, np.uint8)).save("ids.png")
     Image.fromarray(np.zeros((32, 32), np.uint8)).save("good.png")
     Image.new("RGB", (32, 32)).save("photo.jpg")
+    Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save("clear.png")
     for name in ("runs/toy/latest.pt", "good.png"):
         whole = open(name, "rb").read()
         open("cut." + name[-3:].strip("."), "wb").write(whole[:len(whole) // 2])
@@ -337,6 +348,7 @@ def bad_files():
     ("--resample-class 99", "'99'"),
     ("--resample-mask missing.png", "missing.png"),
     ("--resample-mask good.png", "has a pixel to change"),
+    ("--resample-mask clear.png", "clear.png: is white everywhere"),
     ("--labels ids.png", "ids.png: holds the ids [77]"),
     ("--labels missing", "missing"),
     ("--labels runs", "runs"),
