@@ -25,7 +25,7 @@ def list_layers(network, path=""):
         has_lists = any(type(part) is nn.ModuleList for part in module.modules())
         if has_lists:
             found += list_layers(module, here)
-        elif any(True for _ in module.parameters()):
+        elif next(module.parameters(), None) is not None:
             found.append((here, module))
     return found
 

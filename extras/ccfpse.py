@@ -129,7 +129,8 @@ class ScaledBatchNorm(nn.Module):
 
     def forward(self, x):
         """x (B, features, h, w) -> the same shape."""
-        return self.norm(x) * self.scale[:, None, None] + self.shift[:, None, None]
+        scale, shift = self.scale.to(x.dtype), self.shift.to(x.dtype)     # bfloat16 under autocast
+        return self.norm(x) * scale[:, None, None] + shift[:, None, None]
 
 
 def pyramid_layer(in_channels, out_channels, kernel, stride, padding):

@@ -7,7 +7,7 @@ mean, deviation, and some of its values, evenly spaced in the flattened tensor; 
 norm and four values.
 """
 
-import importlib
+import importlib.util
 import json
 import sys
 import zlib
@@ -22,7 +22,6 @@ import losses
 import metrics
 import processes
 import sample
-import several
 import train
 
 TINY = ("--height 32 --width 32 --channels 2 --num-blocks 3 --spade-hidden 4 --d-channels 4 8 8 "
@@ -193,8 +192,8 @@ def run(main, *words):
 
 def trains_resumes_samples_and_is_scored(module, class_name, run_dir, *words):
     """A tiny run by the commands that a user types. Returns the sample.Model."""
-    words = [*TINY, "--metrics", "none", "--run-dir", str(run_dir), *words, "--steps", "2"]
-    several.run(module.main, words)         # in a process of its own, as a run keeps its folder
+    words = [*TINY, "--metrics", "none", "--run-dir", run_dir, *words]
+    assert run(module.main, *words, "--steps", 2) == 0
     more = "--metrics", "miou", "--resume", "--steps", 4
     assert run(module.main, "--run-dir", run_dir, *more) == 0
     path = run_dir / "latest.pt"
@@ -210,4 +209,7 @@ def trains_resumes_samples_and_is_scored(module, class_name, run_dir, *words):
     model = sample.load_model(path)
     assert type(model.generator) is getattr(sys.modules[module.__name__], class_name)
     assert model.discriminator is None
+    if importlib.util.find_spec("gradio"):          # extras/requirements.txt is installed
+        painter = importlib.import_module("extras.paint").Painter(model)
+        assert painter.show(painter.start()).startswith("data:image/")
     return model

@@ -164,6 +164,17 @@ def test_noise_reaches_the_image_and_settings_are_the_methods():
     assert ccfpse.parse_settings(["--noise-dim", "64"]).noise_dim == 64
 
 
+def test_a_step_in_bfloat16_finds_the_losses_of_one_in_float32():
+    losses = []
+    for precision in ("fp32", "bf16"):
+        s, G, D, batch = baselines.small(ccfpse, f"--multimodal noise --precision {precision}")
+        optimizers = [torch.optim.Adam(network.parameters(), 1e-3) for network in (G, D)]
+        losses.append(spade.spade_step(G, D, *optimizers, batch, s))
+    for term in losses[0]:
+        assert losses[1][term].dtype == torch.float32
+        assert losses[1][term].item() == pytest.approx(losses[0][term].item(), rel=0.1, abs=0.05)
+
+
 def test_a_run_stops_goes_on_and_is_sampled_and_scored(tmp_path):
     baselines.trains_resumes_samples_and_is_scored(
         ccfpse, "Generator", tmp_path, "--multimodal", "noise")
