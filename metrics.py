@@ -13,6 +13,9 @@ half as many images with other label maps. For mIoU, generated images may be eas
 
 Images (B, 3, H, W) in [−1, 1] are rounded to the 256 levels of a png before anything is measured.
 A set of them is reduced to float64 sums, so memory does not grow and processes add up theirs.
+
+mIoU is read by the segmenter.pt beside the checkpoint. Where none of the same data is there, one is
+trained.
 """
 
 import argparse
@@ -50,7 +53,6 @@ INCEPTION = ("https://github.com/mseitzer/pytorch-fid/releases/download/fid_weig
 #
 # Heusel et al., 2017: describe each set of images by the mean and covariance of a network's
 # features, and take the Fréchet distance between the two Gaussians with these moments.
-
 
 def quantise(images):
     """Round images in [−1, 1] to the 256 levels that a png can hold."""
@@ -170,7 +172,6 @@ def replace_pooling(block, pool):
 # Does an image show what its label map asked for? A fixed segmentation network reads the label map
 # back from the generated image. The better it succeeds, the better G followed the map.
 
-
 def confusion_matrix(prediction, target, num_classes, ignore_label=None):
     """How many pixels of each class (row) were given each name (column): (N, N) int64.
 
@@ -261,7 +262,8 @@ def train_segmenter(dataset, device, steps=None, workers=0):
     order = iter(data.BatchSampler(len(dataset), min(batch_size, len(dataset)), seed=0))
     loader = data.make_loader(dataset, [next(order) for _ in range(steps)], workers)
     say(f"training the network behind mIoU, {steps} steps; a run told to stop ends after them")
-    for images, labels in tqdm(loader, "segmenter", leave=False, disable=quiet()):
+    bar = tqdm(loader, "segmenter", leave=False, disable=rank_and_size()[0] > 0 or None)
+    for images, labels in bar:
         images, labels = images.to(device, torch.get_default_dtype()), labels.to(device)
         # Square roots of OASIS's class weights: half way between the plain loss, which forgets
         # small classes, and the full balance, which sees them everywhere.
@@ -272,7 +274,7 @@ def train_segmenter(dataset, device, steps=None, workers=0):
         loss.backward()
         optimizer.step()
         schedule.step()
-    return {"channels": channels, "network": network.cpu().state_dict(),
+    return {"channels": channels, "network": network.cpu().state_dict(), "steps": steps,
             "description": f"U-Net trained {steps} steps on real {dataset.name} train images"}
 
 
@@ -282,81 +284,58 @@ def say(text):
         tqdm.write(text)
 
 
-def quiet():
-    """tqdm's `disable`: no bars but the first process's, and that one on a terminal only (None)."""
-    return rank_and_size()[0] > 0 or None
-
-
-# ---- A segmenter that is kept --------------------------------------------------------------------
-#
-# A run keeps its segmenter in segmenter.pt, as scores of two networks cannot be compared. But one
-# that was trained on other data, say on label maps that have been corrected since, must not score.
-# So the file says what it was trained on.
-
-
 def digest_of_data(dataset):
     """A digest of a training set. Changed data change it, a copy of the same files does not.
 
     It is taken over all bytes of each label map, and over each photograph's size in bytes and 4 kB
-    in the middle, so 20,000 pairs take seconds. Drawn scenes: seed, number, and the first scene.
+    in the middle, so 20,000 pairs take seconds. Of drawn scenes, which follow from the seed and the
+    code of toy.py, the first is looked at.
     """
-    total = hashlib.sha256()
+    about = (dataset.size, list(dataset.class_names), dataset.ignore_label, dataset.seed,
+             dataset.names)
+    total = hashlib.sha256(repr(about).encode())
     if dataset.name == "toy":
         image, labels = dataset.read(0)
-        total.update(f"{dataset.seed} {len(dataset)}".encode() + image.tobytes() + labels.tobytes())
+        total.update(image.tobytes() + labels.tobytes())
         return total.hexdigest()
-    for name, (photo, label_map) in dataset.files.items():
+    for photo, label_map in dataset.files.values():
         with data.readable(photo), open(photo, "rb") as file:
             size = file.seek(0, 2)                                          # to the end
             file.seek(size // 2)
-            total.update(f"{name} {size} ".encode() + file.read(4096))
+            total.update(f"{size} ".encode() + file.read(4096))
         with data.readable(label_map):
             total.update(Path(label_map).read_bytes())
     return total.hexdigest()
 
 
-def read_segmenter(path, trained_on):
-    """The content of segmenter.pt; None where there is none that was trained on the same."""
-    if not path.is_file():
-        return None
-    content = sample.read_tensors(path)
-    own = content.get("trained_on", {})
-    differing = []
-    for name, value in trained_on.items():
-        if own.get(name) != value and value is not None:
-            differing.append(name)
-    if not differing:
-        return content
-    say(f"{path} was trained on other {', '.join(differing)}, so a new one is trained; scores from "
-        f"before cannot be compared with those that follow")
-    return None
-
-
 def find_segmenter(dataset, device, run_dir=None, steps=None, workers=0):
-    """The content of run_dir's segmenter.pt, which is trained where there is none that fits.
+    """The content of run_dir's segmenter.pt, or of a new one. All processes take the first's.
 
-    run_dir: None keeps nothing. steps: None takes a segmenter of any number of steps. All processes
-    take the first one's.
+    A run keeps its segmenter, as scores of two networks cannot be compared. But one that learned
+    from other data, say from label maps that have been corrected since, must not score. run_dir:
+    None keeps nothing. steps: None takes a kept one of any number of steps.
     """
-    path, content = Path(run_dir or "", "segmenter.pt"), None
+    path, content = Path(run_dir or "", "segmenter.pt"), {}
     keeps = run_dir is not None and rank_and_size()[0] == 0
     if keeps:
-        trained_on = {"image size": list(dataset.size), "classes": list(dataset.class_names),
-                      "ignored class": dataset.ignore_label, "data": digest_of_data(dataset),
-                      "segmenter steps": steps}
-        content = read_segmenter(path, trained_on)
+        digest = digest_of_data(dataset)
+        if path.is_file():
+            content = sample.read_tensors(path)
+        if content and (content.get("digest") != digest or steps not in (None, content["steps"])):
+            say(f"{path}: learned from other data, or in another number of steps, than asked now, "
+                f"so a new one is trained; scores from before cannot be compared with those to come")
+            content = {}
     content = gather(content)[0]
-    if content is None:
+    if not content:
         content = gather(train_segmenter(dataset, device, steps, workers))[0]
         if keeps:
-            content["trained_on"] = trained_on
+            content["digest"] = digest
             with data.write_whole(path) as partial:
                 torch.save(content, partial)
     return content
 
 
 # ---- The scorer ----------------------------------------------------------------------------------
-
 
 class Scorer:
     """Scores a generator on a validation set: scorer(G, D) -> {name: float}, as often as one likes.
@@ -492,7 +471,7 @@ class Scorer:
         indices, size = range(start, self.count, step), self.batch_size
         batches = [indices[k:k + size] for k in range(0, len(indices), size)][rank::processes]
         loader = data.make_loader(self.val_set, batches, self.workers)
-        bar = tqdm(loader, "scoring", leave=False, disable=quiet())
+        bar = tqdm(loader, "scoring", leave=False, disable=rank_and_size()[0] > 0 or None)
         for batch, (images, labels) in zip(batches, bar):
             images, labels = images.to(torch.get_default_dtype()), labels.to(self.device)
             if generator is not None:
@@ -526,7 +505,6 @@ def show(scorer, scores):
 
 
 # ---- The command line ----------------------------------------------------------------------------
-
 
 def open_run(path, data_root=None):
     """A checkpoint file -> (its dictionary, its training set, its validation set). UserError."""
@@ -568,9 +546,8 @@ def score_checkpoint(args, device):
 def main(argv=None):
     known = "\n".join(f"  {name:13s} {text}" for name, text in METRICS.items())
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"scores:\n{known}\nmIoU is read by the segmenter.pt beside the checkpoint; where "
-               "there is none of the same data, one is trained.")
+        "metrics.py", description=f"{__doc__}\nscores:\n{known}",
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     add, number = parser.add_argument, sample.whole_number
     add("--checkpoint", metavar="FILE", help="latest.pt or best.pt of a run (default: the newest)")
     add("--data-root", metavar="DIR", help="its data set (default: as in training)")

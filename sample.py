@@ -37,7 +37,6 @@ from data import UserError
 
 # ---- Checkpoints ---------------------------------------------------------------------------------
 
-
 def find_checkpoint(path=None):
     """The path itself, else latest.pt of the newest run, else the model of this repository."""
     if path is not None:
@@ -90,7 +89,6 @@ def build_discriminator(checkpoint):
 
 # ---- A model and what it can do: arrays in, arrays out, also for notebooks -----------------------
 
-
 @dataclass
 class Model:
     """The two networks of a checkpoint, ready for use, and what they were trained on."""
@@ -123,7 +121,8 @@ def paint(generator, labels, noise, batch_size=8):
     """x̂ = G(z, t) as pictures, (B, H, W, 3) uint8.
 
     labels: (B, H, W), or (H, W), one map for all pictures; array or tensor; any height and width.
-    noise: (B, C), one vector per picture, or (B, C, H, W), one per pixel (oasis.draw_noise).
+    noise: (B, C), one vector per picture, or (B, C, H, W), one per pixel (oasis.draw_noise), of the
+        size of the label map, or of the next multiples of generator.size_multiple.
     batch_size: pictures painted at once. It changes memory and speed, not the pictures.
 
     ValueError: an id beyond the generator's classes, or a noise of another size.
@@ -136,12 +135,12 @@ def paint(generator, labels, noise, batch_size=8):
     height, width = labels.shape[1:]
     # G halves the size several times. So the map grows to the next multiple, at the bottom and at
     # the right, and the picture is cropped. Where nothing is missing, nothing changes.
-    padded = round_up(height, generator.size_multiple), round_up(width, generator.size_multiple)
-    labels = repeat_border(labels, padded)
-    if noise.ndim == 4 and tuple(noise.shape[2:]) != padded:
-        if tuple(noise.shape[2:]) != (height, width):
-            raise ValueError(f"noise of {tuple(noise.shape[2:])} for labels of {(height, width)}")
-        noise = repeat_border(noise, padded)
+    labels = repeat_border(labels, generator.size_multiple)
+    if noise.ndim == 4:
+        noise = repeat_border(noise, generator.size_multiple)
+        if noise.shape[2:] != labels.shape[1:]:
+            raise ValueError(f"noise of {tuple(noise.shape[2:])} pixels for a label map of "
+                             f"{tuple(labels.shape[1:])}")
     device = next(generator.parameters()).device
     pictures = []
     for t, z in zip(labels.split(batch_size), noise.split(batch_size)):
@@ -150,15 +149,11 @@ def paint(generator, labels, noise, batch_size=8):
     return np.concatenate(pictures)[:, :height, :width]
 
 
-def round_up(side, multiple):
-    """The next multiple of a number: 33, 8 -> 40."""
-    return -(-side // multiple) * multiple
-
-
-def repeat_border(tensor, size):
-    """(..., H, W) -> (..., *size): the last row and the last column again and again."""
-    rows = torch.arange(size[0]).clamp(max=tensor.shape[-2] - 1)
-    columns = torch.arange(size[1]).clamp(max=tensor.shape[-1] - 1)
+def repeat_border(tensor, multiple):
+    """(..., H, W) -> height and width are multiples: the last row, the last column once more."""
+    height, width = tensor.shape[-2:]
+    rows = torch.arange(height + -height % multiple).clamp(max=height - 1)
+    columns = torch.arange(width + -width % multiple).clamp(max=width - 1)
     return tensor[..., rows, :][..., columns]
 
 
@@ -212,7 +207,6 @@ def turn(start, end, steps):
 
 # ---- python sample.py: what is painted -----------------------------------------------------------
 
-
 def find_scenes(options, model):
     """Yields (name, labels (H, W) int64 or None, photo (H, W, 3) uint8 or None), one by one.
 
@@ -220,8 +214,14 @@ def find_scenes(options, model):
     maps and photos come from the validation set. UserError: a file that cannot be read, or with ids
     that the model does not know.
     """
+    size = options.size or model.size
     if options.labels is None and not options.recreate:
-        yield from validation_scenes(options, model)
+        root = options.data_root or model.settings["data_root"]
+        dataset = data.open_dataset(model.preset, "val", size, root,
+                                    seed=model.settings["data_seed"])
+        for i in range(min(len(dataset), options.limit or 8)):
+            image, labels = dataset[i]
+            yield dataset.names[i], labels.numpy(), data.to_uint8(image[None])[0]
         return
     path = Path(options.labels or options.recreate)
     files = {path.stem: path}
@@ -234,18 +234,7 @@ def find_scenes(options, model):
         if options.labels:
             yield name, data.read_label_map(file, table, options.size, colours), None
         else:
-            yield name, None, data.read_photo(file, options.size or model.size, upright=True)
-
-
-def validation_scenes(options, model):
-    """The same from the validation set of the data that the model was trained on."""
-    settings = model.settings
-    root = options.data_root or settings["data_root"]
-    dataset = data.open_dataset(model.preset, "val", options.size or model.size, root,
-                                seed=settings["data_seed"])
-    for i in range(min(len(dataset), options.limit or 8)):
-        image, labels = dataset[i]
-        yield dataset.names[i], labels.numpy(), data.to_uint8(image[None])[0]
+            yield name, None, data.read_photo(file, size, upright=True)
 
 
 def recreate(model, photo, folder, name):
@@ -266,8 +255,8 @@ def find_region(options, model, labels):
         # Resized, because nobody draws well on a picture of 64×64 pixels.
         region = data.read_photo(options.resample_mask, labels.shape).mean(axis=2) > 127
         if region.all():
-            raise UserError(f"{options.resample_mask}: is white everywhere; what shall stay must be "
-                            f"black (transparent pixels count as white)")
+            raise UserError(f"{options.resample_mask}: is white everywhere; what shall stay must "
+                            f"be black (transparent pixels count as white)")
         return region
     if options.resample_class is None:
         return None
@@ -302,7 +291,6 @@ def make_noise(options, generator, size, region):
 
 
 # ---- python sample.py: files and the command line ------------------------------------------------
-
 
 class PictureFolder:
     """The folder of --out, which counts the files that are written.

@@ -49,7 +49,7 @@ def load_exported(path, dataset, device="cpu", size=None, classes=None):
         raise data.UserError(f"{path}: not a file that torch.export.save wrote")
     try:
         exported = torch.export.load(path)
-    except (RuntimeError, AssertionError, LookupError, ValueError) as error:    # another zip archive
+    except (RuntimeError, AssertionError, LookupError, ValueError) as error:    # another zip file
         raise data.UserError(f"{path}: not a file that torch.export.save wrote") from error
     program = move_to_device_pass(exported, str(device)).module()
     table = list(range(dataset.num_classes))

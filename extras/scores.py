@@ -152,8 +152,8 @@ def list_photos(folder, most):
     """The first so many photographs of a folder. UserError: too few for the distance."""
     paths = list(data.list_files(folder, data.PHOTOS).values())[:most]
     if len(paths) < metrics.FEWEST:
-        raise data.UserError(f"{folder}: FID of {len(paths)} images cannot be computed; it needs at "
-                             f"least {metrics.FEWEST}, and means something from about 2,000 on")
+        raise data.UserError(f"{folder}: FID of {len(paths)} images cannot be computed; it needs "
+                             f"at least {metrics.FEWEST}, and means something from 2,000 on")
     return paths
 
 
@@ -276,7 +276,7 @@ def main(argv=None):
     add("--data-root", metavar="DIR", help="(default: as in training)")
     add("--metrics", metavar="A,B", help="(default: all five)")
     add("--num-images", type=sample.whole_number(1), metavar="N", help="the first N (default: all)")
-    add("--real", metavar="DIR", help="folder of real images: FID, instead of a checkpoint's scores")
+    add("--real", metavar="DIR", help="folder of real images: FID, not a checkpoint's scores")
     add("--fake", metavar="DIR", help="folder of generated images")
     add("--inception", metavar="FILE", help="weights of FID's network, if not downloaded")
     args = parser.parse_args(argv)

@@ -64,20 +64,25 @@ def test_frechet_closed_forms():
     assert metrics.frechet_distance(mu, zeros, mu, zeros) == 0
 
 
+def streamed(features):
+    """The sum of moments of an array (n, d), 17 rows at a time."""
+    return sum(metrics.moments(part) for part in torch.from_numpy(features).split(17))
+
+
 def test_frechet_agrees_with_pytorch_fid():
     """Streamed in pieces, far from zero; divided by n − 1."""
     rng = np.random.default_rng(1)
     x = 50 + rng.normal(size=(300, 40)) @ rng.normal(size=(40, 40))
     y = rng.normal(50, 2, (300, 40))
-    ours = metrics.moment_distance(*(sum(metrics.moments(part) for part in torch.tensor(f).split(17))
-                                     for f in (x, y)))
+    ours = metrics.moment_distance(streamed(x), streamed(y))
     theirs = calculate_frechet_distance(x.mean(0), np.cov(x.T), y.mean(0), np.cov(y.T))
     assert ours == pytest.approx(theirs, rel=1e-8)
 
 
 def nuclear_norm_distance(x, y):
     """The distance of two sets of features by singular values, which bears few images."""
-    a, b = ((f - f.mean(0)) / np.sqrt(len(f) - 1) for f in (x, y))
+    a = (x - x.mean(0)) / np.sqrt(len(x) - 1)
+    b = (y - y.mean(0)) / np.sqrt(len(y) - 1)
     return (((x.mean(0) - y.mean(0)) ** 2).sum() + (a ** 2).sum() + (b ** 2).sum()
             - 2 * np.linalg.norm(a @ b.T, "nuc"))
 
@@ -86,7 +91,7 @@ def nuclear_norm_distance(x, y):
 def test_frechet_of_singular_covariances(counts):
     rng = np.random.default_rng(2)
     x, y = (3 + rng.normal(size=(n, 40)) for n in counts)
-    ours = metrics.moment_distance(*(metrics.moments(torch.from_numpy(f)) for f in (x, y)))
+    ours = metrics.moment_distance(streamed(x), streamed(y))
     assert ours == pytest.approx(nuclear_norm_distance(x, y), rel=1e-11)
 
 
@@ -216,19 +221,19 @@ def test_corrected_label_maps_get_a_new_segmenter(tmp_path, capsys):
     photographs(tmp_path / "data", "train")
     right, said = score()
     assert wrong < 0.1 and right > 0.9
-    assert "trained on other data, so" in said and "cannot be compared" in said
+    assert "learned from other data" in said and "cannot be compared" in said
     # Nothing has changed; a copy of the data set is the same data; any number of steps will do.
     kept = (run_dir / "segmenter.pt").stat().st_mtime_ns
     assert score() == (right, "") and score(None) == (right, "")
     (tmp_path / "data").rename(tmp_path / "old")
     shutil.copytree(tmp_path / "old", tmp_path / "data", copy_function=shutil.copyfile)
     assert score() == (right, "") and (run_dir / "segmenter.pt").stat().st_mtime_ns == kept
-    assert "other segmenter steps, so" in score(61)[1]                  # --segmenter-steps 61
+    assert "another number of steps" in score(61)[1]                    # --segmenter-steps 61
     # A photograph that is replaced in place is other data, too.
     photo = tmp_path / "data/images/train/03.png"
     pixels = np.asarray(Image.open(photo))
     Image.fromarray(255 - pixels).save(photo)
-    assert "other data, so" in score(61)[1]
+    assert "learned from other data" in score(61)[1]
 
 
 def test_replaced_validation_photographs_are_scored_as_they_are(tmp_path):

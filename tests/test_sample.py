@@ -380,7 +380,7 @@ def test_bad_input_ends_in_one_sentence_and_writes_nothing(folder, capsys, words
                                     "data-root"])
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "word", "no/such/path"])
 def test_no_value_of_an_option_ends_in_a_traceback(folder, capsys, option, value):
-    """What cannot be done is refused in a sentence that names it; the rest paints what was asked."""
+    """What cannot be done is refused in a sentence that names it; the rest paints what it says."""
     words = ["--size", value, "32"] if option == "size" else [f"--{option}={value}"]
     if value == "0" and option in ("seed", "resample-class"):       # class 0 is in some of the maps
         command(*words, "--num", 1)
@@ -436,10 +436,11 @@ def test_a_palette_that_contradicts_the_classes_is_refused(folder, capsys):
     picture = Image.fromarray(np.uint8([[0, 1, 2]]).repeat(32, 0).repeat(16, 1))
     picture.putpalette([90, 90, 90, 0, 200, 0, 0, 0, 200])
     picture.save("editor.png")
-    assert "editor.png: the palette" in refuse(capsys, "--checkpoint", run, "--labels", "editor.png")
+    ask = ["--checkpoint", run, "--labels", "editor.png"]
+    assert "editor.png: the palette" in refuse(capsys, *ask)
     picture.putpalette([0, 0, 200, 90, 90, 90, 0, 200, 0])
     picture.save("editor.png")
-    command("--checkpoint", run, "--labels", "editor.png", "--num", 1)
+    command(*ask, "--num", 1)
 
 
 def test_a_folder_that_cannot_be_written_shows_before_anything_is_painted(folder, capsys,

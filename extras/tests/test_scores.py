@@ -221,6 +221,7 @@ def test_no_value_of_an_option_ends_in_a_traceback(tmp_path, capsys, option, val
 
 def test_one_image_has_no_other_half(tmp_path, capsys):
     checkpoint = make_checkpoint(tmp_path / "latest.pt")
-    scores.main(["--checkpoint", str(checkpoint), "--num-images", "1", "--metrics", "colour,noises"])
+    ask = ["--checkpoint", str(checkpoint), "--num-images", "1"]
+    scores.main([*ask, "--metrics", "colour,noises"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["noises", "colour"]
