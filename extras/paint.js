@@ -123,7 +123,8 @@ props.names.forEach((name, k) => addTool(classTools, name, contexts[0], props.co
 const buttons = classTools.querySelectorAll("button");
 buttons[Math.min(1, buttons.length - 1)].click(); // class 0 is often "unknown"
 document.addEventListener("keydown", (event) => {
-  if ((event.ctrlKey || event.metaKey) && event.key === "z") document.querySelector("#undo").click();
+  const undo = (event.ctrlKey || event.metaKey) && event.key === "z";
+  if (undo) document.querySelector("#undo").click();
 });
 watch("value", show);
 show();

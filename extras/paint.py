@@ -132,8 +132,8 @@ class Painter:
     """What the page's buttons do, for all visitors.
 
     A visitor's state is a dict: labels (H, W); areas (H, W), the seed of the noise at each pixel of
-    an area, 0 elsewhere; weather and texture, the seeds of the rest; next_area, the seed of the next
-    area; number, of the validation map that comes next; past, earlier states.
+    an area, 0 elsewhere; weather and texture, the seeds of the rest; next_area, the seed of the
+    next area; number, of the validation map that comes next; past, earlier states.
     """
 
     def __init__(self, model, dataset=None, size=None):
@@ -350,14 +350,16 @@ def check_place(address, port):
         raise data.UserError(f"{place}: no page can be served there ({error})") from error
 
 
-def launch(page, size, address, port):
-    """Serve the page until Ctrl-C."""
+def launch(page, size, address, port, wait=True):
+    """Serve the page until Ctrl-C; without waiting, open no browser. Returns the page's address."""
     # The scene is as large as the canvas, and both fit on a screen.
     width = f"{62 * size[1] / size[0]:.0f}vh"
     style = (f"#canvas, #scene {{ max-width: {width}; margin: auto }}"
              "#scene img { width: 100%; border-radius: 8px; display: block }")
-    page.launch(server_name=address, server_port=port, share=False, inbrowser=True,
-                show_error=True, max_file_size="20mb", footer_links=[], css=style)
+    page.launch(server_name=address, server_port=port, share=False, inbrowser=wait,
+                show_error=True, max_file_size="20mb", footer_links=[], css=style,
+                prevent_thread_lock=not wait, quiet=not wait)
+    return page.local_url
 
 
 def parse_options(argv):

@@ -6,9 +6,7 @@ import dataclasses
 import io
 import json
 import re
-import shutil
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +25,7 @@ import oasis                                # noqa: E402
 import sample                               # noqa: E402
 import tiny_run                             # noqa: E402
 from extras import paint, spade             # noqa: E402
+from extras.tests import browser            # noqa: E402
 
 SIZE = (128, 192)
 FIELD = 3                                   # noise channels of the second model, drawn per pixel
@@ -270,7 +269,12 @@ def test_every_class_has_a_colour_of_its_own(preset):
 def asked(monkeypatch):
     """The options of launch(), which starts no page here."""
     calls = []
-    monkeypatch.setattr(paint.gr.Blocks, "launch", lambda page, **options: calls.append(options))
+
+    def launch(page, **options):
+        calls.append(options)
+        page.local_url = "not served"
+
+    monkeypatch.setattr(paint.gr.Blocks, "launch", launch)
     return calls
 
 
@@ -313,76 +317,37 @@ def test_a_wrong_value_is_refused_in_a_sentence(arguments, asked, capsys):
 # ---- In a browser --------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def chrome(address):
-    """Chromium without a window, with the page open."""
-    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (browser and driver):
-        pytest.skip("needs chromium and chromium-driver, which are Debian packages")
-    webdriver = pytest.importorskip("selenium.webdriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for flag in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1280,860"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    chrome.get(address)
-    yield chrome
-    chrome.quit()
-
-
-def wait(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "the page did not answer"
-        time.sleep(0.1)
-
-
-def test_strokes_in_a_browser_change_the_picture_there(chrome):
-    from selenium.webdriver import ActionChains
-
-    def find(selector):
-        return chrome.find_elements("css selector", selector)
-
-    def scene():
-        found = find("#scene img")
-        return found and found[0].get_attribute("src")
-
-    def press(text):
-        wait(lambda: any(text in button.text for button in find("button")))
-        next(button for button in find("button") if text in button.text).click()
-
-    def drag(right, down, *moves):
-        """From a place, as a share of the size of the canvas from its middle -> the new scene."""
-        before, top = scene(), find("#canvas canvas")[1]
-        start = int(right * top.rect["width"]), int(down * top.rect["height"])
-        action = ActionChains(chrome).move_to_element_with_offset(top, *start).click_and_hold()
-        for move in moves:
-            action = action.move_by_offset(*move)
-        action.release().perform()
-        wait(lambda: scene() != before)
-        return pixels(scene())
-
-    wait(lambda: scene() and find("#canvas button"))
-    before = pixels(scene())
-    press("water")
-    painted = drag(-0.3, -0.3, (60, 0), (0, 60))
-    change = np.abs(painted - before).mean(2)
-    assert change[20:50, 30:60].mean() > 3                  # the upper left, where it was drawn
-    assert (change[80:, 140:] == 0).all()
-    press("other weather: circle")
-    weather = drag(0.25, 0.2, (30, 0), (20, 0))             # a radius of 50 of some 570 pixels
-    change = np.abs(weather - painted).mean(2)
-    assert change[84:96, 138:150].mean() > 3 and (change[:, :60] == 0).all()
-    press("Undo")
-    wait(lambda: (pixels(scene()) == painted).all())
-    press("Undo")
-    wait(lambda: (pixels(scene()) == before).all())
+def requested_urls(chrome):
+    """All that the page has loaded."""
     urls = set()
     for entry in chrome.get_log("performance"):
         message = json.loads(entry["message"])["message"]
         if message["method"] == "Network.requestWillBeSent":
             urls.add(message["params"]["request"]["url"])
+    return urls
+
+
+@pytest.mark.skipif(browser.is_missing(), reason="needs chromium and chromium-driver")
+def test_strokes_in_a_browser_change_the_picture_there(painter):
+    pytest.importorskip("selenium", reason="extras/requirements.txt is not installed")
+    page = paint.build_page(painter)
+    address = paint.launch(page, SIZE, "127.0.0.1", None, wait=False)
+    with browser.open_page(address) as visitor:
+        before = pixels(visitor.scene())
+        visitor.press("water")
+        painted = pixels(visitor.drag(-0.3, -0.3, (60, 0), (0, 60)))
+        change = np.abs(painted - before).mean(2)
+        assert change[20:50, 30:60].mean() > 3              # the upper left, where it was drawn
+        assert (change[80:, 140:] == 0).all()
+        visitor.press("other weather: circle")              # a radius of 50 of some 570 pixels
+        weather = pixels(visitor.drag(0.25, 0.2, (30, 0), (20, 0)))
+        change = np.abs(weather - painted).mean(2)
+        assert change[84:96, 138:150].mean() > 3 and (change[:, :60] == 0).all()
+        for wanted in (painted, before):
+            visitor.press("Undo")
+            visitor.wait(lambda: (pixels(visitor.scene()) == wanted).all())
+        urls = requested_urls(visitor.chrome)
+    page.close()
     assert urls
     for url in urls:
         assert re.match(r"data:|blob:|http://127\.0\.0\.1:", url), url
