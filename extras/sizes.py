@@ -41,7 +41,7 @@ The paper does not say what its column counts: 183M is Pix2pixHD's G alone (with
 it is 189M), 102M is SPADE's G and D, 131M is nearest to CC-FPSE's G and D (130.4M; 130.5M with the
 unused layers, the statistics and the vectors of spectral norm in the released checkpoints), and 94M
 is 3M less than OASIS's G and D.
-The released G of CC-FPSE has 125,254,211 parameters, 26,112 of them in layers that are never used."""
+The released G of CC-FPSE has 125,254,211 parameters, 26,112 of them in layers that are not used."""
 
 
 @torch.no_grad()
@@ -82,17 +82,17 @@ def measure_vgg():
 
 def print_table(measured):
     """A line for each row of Table 1."""
-    print("                     parameters                                    |  multiply-adds, 10⁹")
-    print("                               G           D         both   paper  |       G       D")
+    print(f"{'':20s}parameters{'':37s}|  multiply-adds, 10⁹")
+    print(f"{'':18s}{'G':>14s}{'D':>12s}{'both':>13s}{'paper':>8s}  |  {'G':>6s}{'D':>8s}")
     for name, networks, paper, _ in ROWS:
         (G, work_G, _), (D, work_D, _) = measured[networks]
         print(f"{name:18s}  {G:12,}  {D:10,}  {G + D:11,}  {paper:>6s}  |  "
               f"{work_G / 1e9:6.1f}  {work_D / 1e9:6.1f}")
     users = [name for name, _, _, needs_vgg in ROWS if needs_vgg]
     parameters, work = measure_vgg()
-    print(f"\n{', '.join(users)} also need VGG19 in training: {parameters:,} parameters that do not\n"
-          f"learn, and {work / 1e9:.1f} · 10⁹ multiply-adds for each photograph and each painted "
-          f"image.\n\n{WHAT_THE_PAPER_COUNTS}")
+    print(f"\n{', '.join(users)} also need VGG19 in training: {parameters:,}\n"
+          f"parameters that do not learn, and {work / 1e9:.1f} · 10⁹ multiply-adds for each "
+          f"photograph and each\npainted image.\n\n{WHAT_THE_PAPER_COUNTS}")
 
 
 def draw_figure(measured, path):

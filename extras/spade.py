@@ -354,8 +354,8 @@ class PerceptualLoss(nn.Module):
 
     φ_k: the features after relu{k}_1; layers and w_k are those of pix2pixHD and SPADE. VGG19 knows
     ImageNet's photographs and never learns from what G does: G settles on what VGG19 likes best.
-    The released code gives VGG19 the images as they are, in [−1, 1]; here they are prepared as in its
-    training. weights: a file of torchvision's VGG19; "": it is fetched once, and checked. UserError.
+    The released code gives VGG19 the images as they are, in [−1, 1]; here they are prepared as in
+    its training. weights: a file of torchvision's VGG19; "": it is fetched once. UserError.
     """
 
     LAYERS = {1: 1 / 32, 6: 1 / 16, 11: 1 / 8, 20: 1 / 4, 29: 1.0}      # relu{1 … 5}_1: w_k

@@ -30,10 +30,12 @@ def weights_in_golden_order(tensor):
 # Names of the figures -> names of ours. Applied one after the other, in this order.
 ORIGINAL = "parametrizations.weight.original"
 NAMES = (
-    (r"^(pyramid\.\w+\.\d)\.weight", rf"\1.0.{ORIGINAL}"), (r"^(pyramid\.\w+\.\d)\.norm", r"\1.1"),
+    (r"^(pyramid\.\w+\.\d)\.weight", rf"\1.0.{ORIGINAL}"),
+    (r"^(pyramid\.\w+\.\d)\.norm", r"\1.1"),
     (r"^block\.", "blocks."), (r"\.hidden\.", ".0."), (r"(weights_\d|gate_\d)\.out", r"\1.2"),
     (r"\.shortcut\.conv\.weight", f".conv_s.{ORIGINAL}"), (r"\.shortcut\.", ".norm_s."),
-    (r"(norm_[12]|^pyramid.*\.1)\.weight", r"\1.scale"), (r"(norm_[12]|^pyramid.*\.1)\.bias", r"\1.shift"),
+    (r"(norm_[12]|^pyramid.*\.1)\.weight", r"\1.scale"),
+    (r"(norm_[12]|^pyramid.*\.1)\.bias", r"\1.shift"),
     (r"(norm_[12]|^pyramid.*\.1)\.running", r"\1.norm.running"),
     (r"\.(gamma|beta)\.", ".gamma_beta."))
 
@@ -128,7 +130,7 @@ def test_conditional_convolution(double):
     ours = w.unflatten(1, (-1, 9)).transpose(1, 2).flatten(1, 2)        # nine blocks of C channels
     y = ccfpse.conditional_convolution(x, ours)
     torch.testing.assert_close(y.flatten(), torch.tensor(figures["y"]), rtol=0, atol=1e-12)
-    # With the same weights at every pixel it is PyTorch's depthwise convolution, with either padding.
+    # With the same weights at every pixel it is PyTorch's depthwise convolution.
     kernel = torch.randn(9, 2)
     weights = kernel.view(1, 18, 1, 1).expand(1, 18, 3, 4)
     for padding, mode in (("zeros", "constant"), ("replicate", "replicate")):
@@ -185,7 +187,8 @@ def test_mistakes_are_one_sentence_and_exit_code_2(tmp_path, capsys):
                             (["--d-channels", *"44444"], "two pixels at 1/32 of the size"),
                             (["--multimodal", "encoder", "--pixel-noise", "4"],
                              "--pixel-noise 4: an image encoder finds one latent vector")):
-        assert baselines.run(ccfpse.main, *baselines.TINY, *words, "--run-dir", tmp_path / "run") == 2
+        words = [*baselines.TINY, *words, "--run-dir", tmp_path / "run"]
+        assert baselines.run(ccfpse.main, *words) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and sentence in error, error
     assert not (tmp_path / "run").exists()

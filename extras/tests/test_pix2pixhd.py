@@ -91,7 +91,8 @@ def test_parameters_at_full_size_and_initial_weights():
 
 
 def test_noise_reaches_the_image_and_settings_are_the_methods():
-    s, G, _, (_, labels, noise, *_) = baselines.small(pix2pixhd, "--multimodal noise --pixel-noise 16")
+    s, G, _, (_, labels, noise, *_) = baselines.small(
+        pix2pixhd, "--multimodal noise --pixel-noise 16")
     assert noise.shape == (4, 64, 32, 32) and G.config["pixel_noise"] == 16
     assert (G(labels, noise) - G(labels, noise.flip(0))).abs().mean() > 1e-3
     s = pix2pixhd.parse_settings(["--preset", "ade20k"])

@@ -99,7 +99,8 @@ def plain_losses(s, G, D, D_before, batch, perceptual):
     else:
         loss_D = 0
         for of_real, of_fake in zip(D_before(real, labels), D_before(fake.detach(), labels)):
-            loss_D = loss_D + F.relu(1 - of_real[-1]).mean() / 2 + F.relu(1 + of_fake[-1]).mean() / 2
+            loss_D = loss_D + F.relu(1 - of_real[-1]).mean() / 2
+            loss_D = loss_D + F.relu(1 + of_fake[-1]).mean() / 2
         loss_G = s.lambda_kl * kl
         for of_real, of_fake in zip(D(real, labels), D(fake, labels)):
             loss_G = loss_G - of_fake[-1].mean() / 2
@@ -119,7 +120,7 @@ def test_each_network_gets_the_gradient_of_its_own_objective(words, vgg_file):
     for network in (G, D, plain_G, plain_D):
         for layer in network.modules():
             if hasattr(layer, "_u"):
-                layer.n_power_iterations = 300      # converged: the number of passes changes nothing
+                layer.n_power_iterations = 300      # converged: one pass more changes nothing
     step = spade.oasis_step if s.model == "oasis" else spade.spade_step
     optimizers = [torch.optim.SGD(network.parameters(), 1e-2) for network in (G, D)]
     terms = step(G, D, *optimizers, batch, s, perceptual)
