@@ -323,10 +323,14 @@ def test_three_processes_score_like_one(tmp_path):
         (tmp_path / "three" / "float32").mkdir(parents=True, exist_ok=True)
         shutil.copy(tmp_path / "one/float32/segmenter.pt", tmp_path / "three/float32")
     for dtype in ("float32", "float64"):
-        one, three = ([torch.load(tmp_path / folder / dtype / name) for name in
-                       ("scores.pt", "segmenter.pt")] for folder in ("one", "three"))
-        assert three[0] == pytest.approx(one[0], rel=1e-10) and len(one[0]) == 5
-        torch.testing.assert_close(three[1]["network"], one[1]["network"], rtol=1e-8, atol=1e-10)
+        found = {}
+        for folder in ("one", "three"):
+            found[folder] = [torch.load(tmp_path / folder / dtype / name)
+                             for name in ("scores.pt", "segmenter.pt")]
+        (scores, segmenter), (scores_3, segmenter_3) = found["one"], found["three"]
+        assert scores_3 == pytest.approx(scores, rel=1e-10) and len(scores) == 5
+        torch.testing.assert_close(segmenter_3["network"], segmenter["network"],
+                                   rtol=1e-8, atol=1e-10)
 
 
 # ---- The script on a checkpoint ------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """sample.py: noise and locality in closed form, every mode on a small run, refusals."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +157,16 @@ def test_local_noise_changes_nothing_beyond_the_reach_to_the_last_bit(blocks, pi
     before, after = (G(labels, oasis.local_noise(a, inside, region)) for inside in (a, b))
     changed = (before != after)[0].any(0).any(0).nonzero().ravel()
     assert 0 < len(changed) and (changed - column).abs().max() <= 7 * s - 2 < width - column
+
+
+def test_sample_starts_without_slow_imports():
+    """torch takes seconds already; each of these would add half a second or more."""
+    program = "import sys, sample; print(*sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True,
+                             text=True, cwd=Path(sample.__file__).parent).stdout
+    assert "torch" in printed.split()
+    slow = {"torchvision", "matplotlib", "torch._dynamo", "pandas"}
+    assert not slow & set(printed.split())
 
 
 # ---- The modes -----------------------------------------------------------------------------------
