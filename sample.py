@@ -123,7 +123,7 @@ def paint(generator, labels, noise, batch_size=8):
     labels: (B, H, W), or (H, W), one map for all pictures; array or tensor; any height and width.
     noise: (B, C), one vector per picture, or (B, C, H, W), one per pixel (oasis.draw_noise), of the
         size of the label map, or of the next multiples of generator.size_multiple.
-    batch_size: pictures painted at once. It changes memory and speed, not the pictures.
+    batch_size: pictures painted at once. It changes memory, speed, and rounding in the last bit.
 
     ValueError: an id beyond the generator's classes, or a noise of another size.
     """
@@ -284,8 +284,8 @@ def make_noise(options, generator, size, region):
         b = oasis.draw_noise(seeds, size, generator.noise_dim, generator.pixel_noise)
         names = [f"seed{seed}" for seed in seeds]
     if region is not None:
-        # Figure 1, locally: where(region, b, a). In the first picture b is a. It is computed like
-        # the others, so what G cannot reach from the region is equal to the last bit.
+        # Figure 1, locally: where(region, b, a). In the first picture b is a. It has noise at every
+        # pixel like the others, so what G cannot reach from the region is equal to the last bit.
         b = oasis.local_noise(b[:1].expand_as(b), b, region)
     return names, b
 
@@ -333,7 +333,8 @@ def paint_row(model, scene, options, folder):
             return {}
         words.append(f"seed{options.seed}_resample-{find_place(options)}")
     names, noise = make_noise(options, model.generator, labels.shape, region)
-    pictures = list(paint(model.generator, labels, noise))
+    # One by one: so a picture is the same to the last bit, whatever is painted beside it.
+    pictures = list(paint(model.generator, labels, noise, batch_size=1))
     for name, picture in zip(names, pictures):
         row[name] = picture
         folder.keep(Image.fromarray(picture), "_".join(words + [f"{name}.png"]))

@@ -192,10 +192,10 @@ def test_drawn_again_pictures_are_the_same_and_replace_what_was_there(folder, ca
     command("--limit", 2, "--num", 2)
     assert capsys.readouterr().out.count("5 files written") == 2
     Image.new("RGB", (32, 32)).save("out/val_00000_seed0.png")       # of an older run, perhaps
-    command("--limit", 2, "--num", 3)
+    command("--limit", 2, "--num", 10)
     second = contents(folder / "out")
-    assert "7 files written" in capsys.readouterr().out           # six pictures and their sheet
-    assert len(second) == 8 and all(second[path] == first[path] for path in first)
+    assert "21 files written" in capsys.readouterr().out          # twenty pictures, their sheet
+    assert len(second) == 22 and all(second[path] == first[path] for path in first)
 
 
 @pytest.mark.parametrize("place, options", [("meadow", ["--resample-class", "meadow"]),
