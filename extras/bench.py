@@ -15,6 +15,7 @@ weight, and the graphs of torch.compile. All other options are train.py's.
 import argparse
 import collections
 import contextlib
+import dataclasses
 import functools
 import statistics
 import sys
@@ -302,12 +303,13 @@ def count_graphs(settings, steps=20):
     return counter.frame_count, sum(torch._dynamo.utils.counters["graph_break"].values())
 
 
-def print_counts(settings):
-    """What a training step consists of."""
-    s = settings
+def print_counts(settings, num_processes=1):
+    """What a training step consists of, in one of so many processes. Messages are not counted."""
+    s = dataclasses.replace(settings, batch_size=settings.batch_size // num_processes)
     small = "--preset toy --channels 2 --height 32 --width 32 --batch-size 2"
     graphs, breaks = count_graphs(train.parse_settings(small.split()))
-    with fake_gpu():
+    one_of_many = mock.patch("processes.rank_and_size", lambda: (0, num_processes))
+    with fake_gpu(), one_of_many:
         networks = make_networks(s, torch.device("cuda", 0))
         workloads, optimizers = make_workloads(s, *networks)
         counter, flops = count(workloads["train"], networks, optimizers)
@@ -329,12 +331,19 @@ def main(argv=None):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", type=int, default=5, help="timed runs (default: 5)")
     parser.add_argument("--count", action="store_true", help="count on fake tensors, time nothing")
+    parser.add_argument("--processes", type=int, default=1, metavar="N",
+                        help="count what one of N processes does, with its share of the batch")
     args, rest = parser.parse_known_args(argv)
     if args.n < 1:
         raise data.UserError(f"-n {args.n}: must be at least 1")
     settings = train.parse_settings(rest)
+    if not 1 <= args.processes <= settings.batch_size:
+        raise data.UserError(f"--processes {args.processes}: must be at least 1, and at most the "
+                             f"batch's {settings.batch_size} images")
+    if args.processes > 1 and not args.count:
+        raise data.UserError("--processes: only --count takes it")
     if args.count:
-        print_counts(settings)
+        print_counts(settings, args.processes)
     else:
         print_times(settings, args.n)
 

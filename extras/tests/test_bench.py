@@ -116,7 +116,9 @@ def test_the_command_prints_times_and_shares(capsys, windows):
 
 
 @pytest.mark.parametrize("arguments", [["-n", "0"], ["-n", "-1"], ["-n", "nan"], ["-n", "word"],
-                                       ["--batch-size", "0"], ["--preset", "word"]])
+                                       ["--batch-size", "0"], ["--preset", "word"],
+                                       ["--processes", "0"], ["--processes", "40"],
+                                       ["--processes", "2"]])
 def test_a_wrong_value_is_refused_in_a_sentence(capsys, arguments):
     with pytest.raises(SystemExit) as end:
         bench.main(arguments)
