@@ -229,9 +229,9 @@ def check_palette(path, picture, ids, palette):
         colour = palette[k].tolist()
         # Black is the made-up colour of "unknown". A palette whose index k is grey k tells nothing.
         if own[k] not in (colour, [k, k, k]) and colour not in ([0, 0, 0], made_up[k]):
-            raise UserError(f"{path}: the palette gives id {k} {own[k]}, classes.txt {colour}; "
-                            "python -m extras.prepare colours makes ids of the palette's colours, "
-                            "but if its ids are right, save the file as grey")
+            raise UserError(f"{path}: the palette shows id {k} in another colour than classes.txt; "
+                            "python -m extras.prepare colours makes ids of colours; if the ids are "
+                            "right, save it as grey")
 
 
 # ---- Classes: names, colours, ids ----------------------------------------------------------------
@@ -281,8 +281,7 @@ def read_classes(path):
     for k, line in enumerate(read_lines(path)):
         words = line.split()
         marked = len(words) > 1 and words[-1].lower() == "ignore"
-        if marked:
-            words.pop()
+        words = words[:-1] if marked else words
         numbers = [int(word) for word in words[-3:] if word.isdecimal() and int(word) < 256]
         if len(numbers) == 3 and len(words) > 3:
             words, colours[k] = words[:-3], numbers
@@ -378,8 +377,7 @@ class SceneDataset(torch.utils.data.Dataset):
         """Pair number index -> (image uint8 (H, W, 3), labels (H, W)), at size or as stored."""
         photo, label = self.files[self.names[index]]
         if self.name == "toy":
-            height, width = size or self.size
-            return toy.draw_scene(self.seed, photo, height, width)
+            return toy.draw_scene(self.seed, photo, *(size or self.size))
         labels = read_label_map(label, self.table, size, self.palette)
         with Image.open(label) as picture:
             label_size = picture.size[::-1]
@@ -394,8 +392,7 @@ class SceneDataset(torch.utils.data.Dataset):
             # Photo and labels share each step, so a label never leaves the pixel it describes.
             rng = np.random.default_rng((self.seed, AUGMENT, epoch, index))
             height, width = self.size
-            enlarge = ENLARGE.get(self.name, 1)
-            large = round(height * enlarge), round(width * enlarge)
+            large = [round(side * ENLARGE.get(self.name, 1)) for side in self.size]
             image, labels = self.read(index, large)
             top, left = rng.integers(large[0] - height + 1), rng.integers(large[1] - width + 1)
             window = slice(top, top + height), slice(left, left + width)
@@ -450,10 +447,10 @@ class BatchSampler(torch.utils.data.Sampler):
             raise UserError(f"--batch-size {batch_size}: there are {num_images} training images")
         if batch_size % world_size:
             below = max(1, batch_size // world_size) * world_size
-            counts = [str(n) for n in range(1, world_size) if batch_size % n == 0]
+            counts = [str(n) for n in range(1, world_size) if batch_size % n == 0][-2:]
             raise UserError(f"--batch-size {batch_size}: {world_size} processes cannot share it; "
                             f"choose --batch-size {below} or {below + world_size}, or "
-                            f"{' or '.join(counts[-2:])} processes")
+                            f"{' or '.join(counts)} processes")
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
         self.rank, self.world_size, self.start_step = rank, world_size, start_step
 
@@ -501,8 +498,8 @@ def picture_grid(rows, captions=None, scale=1):
     gap, top = 4, 18 if captions else 4                                  # pixels
     sizes = np.array([pixels.shape for row in rows for pixels in row])
     height, width = (scale * sizes.max(axis=0)[:2] + gap).tolist()       # of a place in the grid
-    sheet_size = gap + max(map(len, rows)) * width, top + len(rows) * height
-    sheet = Image.new("RGB", sheet_size, "white")
+    whole = gap + max(map(len, rows)) * width, top + len(rows) * height
+    sheet = Image.new("RGB", whole, "white")
     for r, row in enumerate(rows):
         for c, pixels in enumerate(row):
             picture = Image.fromarray(pixels.repeat(scale, axis=0).repeat(scale, axis=1))
@@ -523,12 +520,12 @@ def check_dataset(dataset, most=None):
         try:
             labels = dataset.read(index)[1]
         except UserError as error:
-            return str(error), None, None
+            return [str(error)], 0, 0
         turned = False
         if dataset.name in OWN:
             with Image.open(dataset.files[dataset.names[index]][0]) as photo:
                 turned = exif_turn(photo) > 1
-        return None, np.bincount(labels.ravel(), minlength=dataset.num_classes), turned
+        return [], np.bincount(labels.ravel(), minlength=dataset.num_classes), turned
 
     problems = list(dataset.unpaired)
     indices = range(0, len(dataset), max(1, len(dataset) // (most or len(dataset))))
@@ -538,10 +535,8 @@ def check_dataset(dataset, most=None):
         results = pool.map(inspect, indices)
         for problem, pixels, turned in tqdm(results, f"checking {dataset.split}", len(indices),
                                             leave=False, disable=None):
-            if problem:
-                problems.append(problem)
-                continue
-            dataset.counted += 1
+            problems += problem
+            dataset.counted += not problem
             dataset.turned += turned
             dataset.pixels += pixels
             dataset.maps += pixels > 0
@@ -553,14 +548,13 @@ def check_dataset(dataset, most=None):
 
 def list_warnings(dataset):
     """Sentences about what is odd, not wrong, in what check_dataset has read."""
-    warnings, absent = [], []
-    for k in np.flatnonzero(dataset.pixels == 0):
-        if k != dataset.ignore_label:
-            absent.append(f"{dataset.class_names[k]} ({k})")
+    warnings = []
+    absent = [f"{dataset.class_names[k]} ({k})" for k in np.flatnonzero(dataset.pixels == 0)
+              if k != dataset.ignore_label]
     if dataset.counted and dataset.split == "train" and absent:
         warnings.append(f"warning: no pixel of the {dataset.counted} training label maps read is "
-                        f"{', '.join(absent)}, so G cannot learn to paint that (255 is no class: a "
-                        "mask of 0 and 255 must become one of 0 and 1)")
+                        f"{', '.join(absent)}, so G cannot learn to paint that; a "
+                        "mask of 0 and 255 must become one of 0 and 1")
     if dataset.counted and dataset.name == "coco-stuff" and dataset.pixels[0] == 0:
         warnings.append("warning: no label map holds 255, unknown; those of another edition, where "
                         "unknown is 0, are read one too high")
@@ -588,7 +582,7 @@ def main(argv=None):
     parser.add_argument("--preset", default="toy", choices=SIZES, help="default: toy")
     parser.add_argument("--data-root", metavar="DIR", help="the data set's folder (not for toy)")
     args = parser.parse_args(argv)
-    if args.data_root == "":
+    if args.data_root == "":                        # as of a variable that is not set
         raise UserError("--data-root: the name of the folder is empty")
     problems = []
     for split in ("train", "val"):

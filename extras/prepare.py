@@ -8,9 +8,9 @@
 
 `example` writes a data set of three drawn pairs, to be copied. `colours` turns label pictures that
 code classes by colour into pngs of class ids, as `--preset folder` reads them. `shares` tells how
-often each class occurs: a class of few pixels gets a large weight in the loss (Sec. 2, alpha_c), one
-of few images is drawn badly. `outdoors` makes a data set of the layout `folder` of the images that
-make up ADE20K-outdoors. It uses no space: the files are hard links to those of ADE20K.
+often each class occurs: a class of few pixels gets a large weight in the loss (Sec. 2, alpha_c),
+one of few images is drawn badly. `outdoors` makes a data set of the layout `folder` of the images
+that make up ADE20K-outdoors. It uses no space: the files are hard links to those of ADE20K.
 """
 
 import argparse
@@ -108,8 +108,8 @@ def colours_to_ids(path, palette):
     if strange.size:
         colour = int(strange[0])
         raise UserError(f"{path}: {strange.size} pixels have colours of no class, for instance "
-                        f"({colour >> 16} {colour >> 8 & 255} {colour & 255}); paint without smooth "
-                        "edges (antialiasing)")
+                        f"({colour >> 16} {colour >> 8 & 255} {colour & 255}); paint without "
+                        "smooth edges (antialiasing)")
     return order[place].astype(np.uint8)
 
 

@@ -53,7 +53,7 @@ def make_folder(root, train=5, val=2, size=(64, 96)):
             written[split, name] = make_pair(
                 root / "images" / split / (name + (".jpg", ".png")[k % 2]),
                 root / "labels" / split / f"{name}.png", blocks(k, FOLDER_IDS, size), FOLDER_IDS)
-    (root / "classes.txt").write_text("\n".join(FOLDER_CLASSES) + "\n")
+    (root / "classes.txt").write_text("\n".join(FOLDER_CLASSES) + "\n", encoding="utf-8")
     return written
 
 
@@ -72,8 +72,9 @@ def make_ade20k(root, train=5, val=2):
             scenes.append(f"{name} {['beach', 'bedroom'][k % 2]}")
     rows = [f"{k}\t0.1\t10\t1\t1\t{ADE_NAMES.get(k, f'thing {k}, item')}" for k in range(1, 151)]
     (base / "objectInfo150.txt").write_text(
-        "\n".join(["Idx\tRatio\tTrain\tVal\tStuff\tName", *rows]) + "\n")
-    (base / "sceneCategories.txt").write_text("\n".join(scenes) + "\n")
+        "\n".join(["Idx\tRatio\tTrain\tVal\tStuff\tName", *rows]) + "\n",
+        encoding="utf-8")
+    (base / "sceneCategories.txt").write_text("\n".join(scenes) + "\n", encoding="utf-8")
     return written
 
 
@@ -106,5 +107,5 @@ def make_cityscapes(root, train=5, val=2):
                 labels / f"{name}_gtFine_labelIds.png", blocks(k, CITYSCAPES_IDS), CITYSCAPES_IDS)
             colours = Image.fromarray(paint(written[split, name], CITYSCAPES_IDS))
             colours.save(labels / f"{name}_gtFine_color.png")
-            (labels / f"{name}_gtFine_polygons.json").write_text("{}")
+            (labels / f"{name}_gtFine_polygons.json").write_text("{}", encoding="utf-8")
     return written

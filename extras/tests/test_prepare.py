@@ -1,4 +1,4 @@
-"""extras/prepare.py: the example, colours to ids, shares, the rule for outdoor images, bad values."""
+"""extras/prepare.py: the example, colours to ids, shares, outdoor images, bad values."""
 
 import os
 import shutil
