@@ -1,243 +1,255 @@
 """The paper's claims on one's own machine: train the rows of a table over several seeds, print it.
 
-    python -m extras.ablation                                # all rows on drawn scenes, 3 seeds
-    python -m extras.ablation --rows oasis spade+ --seeds 0 --steps 200        # quick, says little
+    python -m extras.ablation                                # the paper's claims, drawn scenes
+    python -m extras.ablation --rows oasis spade+ --seeds 0 --steps 200       # quick, says little
+    python -m extras.ablation --rates --out runs/ablation    # first: choose learning rates
+    python -m extras.ablation --rows parts                   # what each part of OASIS buys
+    python -m extras.ablation --preset small --data-root my_photos --steps 4000 --out runs/photos
 
 Given again, the same command goes on where it stopped. Options that are not named in --help go to
-every run. All runs share data, steps, batch, widths, padding, learning rates and judges; the seed
-changes the initial weights, the order of the images, noise and coins.
+every run. All runs share data, steps, batch, width of G, padding and judges; the seed changes the
+initial weights, the order of the images, noise and coins. A run has one process on one core.
 
-Two judges read the images: metrics.py's segmenter, a U-Net like D, and torchvision's LR-ASPP on
-MobileNetV3, which has nothing of D. Both are trained here, on the same real images.
+--rates trains one row of each method with every pair of --grid, and writes rates.csv with the pair
+of the lowest fd_segmenter. After that, a row takes the rates of its method from there. Every method
+gets the same grid, the same number of steps and the same seed. Without rates.csv, and for options
+given by hand, the presets decide.
 
---out holds ROW/seedS/ (a run each), segmenter.pt, lraspp.pt, ablation.csv, curves.png, sheet.png.
+A difference between two rows counts if it is at least two standard deviations, the root of the mean
+of both rows' variances over seeds. A row of one seed has no variance: not decided.
+
+--out holds ROW/seedS/ (a run each), segmenter.pt and lraspp.pt (the judges, see extras.judges),
+ablation.csv, table.md, curves.png, sheet.png.
 """
 
 import argparse
 import csv
 import json
-import os
+import math
 import shutil
-import signal
 import statistics
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import torch
-import torch.nn.functional as F
-from torchvision.models.segmentation import lraspp_mobilenet_v3_large
-from tqdm import tqdm
-
+import data
 import processes
 import sample
-import data
-import losses
-import metrics
-import oasis
 import train
-from extras import scores
 from data import UserError
+from extras.jobs import Job, run_jobs
+from extras.judges import Judges
+from extras.tables import markdown, save_curves, save_sheet, write_csv, write_tables
 
-ROWS = {                                            # name of the row: script and its options
-    "oasis": "train",
-    "oasis-no-noise": "train --noise-dim 0",
+# ---- The rows ------------------------------------------------------------------------------------
+
+# Name of the row: its module and options. K of --pixel-noise is 0 in the paper; 16 is ours.
+ROWS = {
+    "colour-table": "extras.colour_table",
+    "oasis": "train --pixel-noise 0",
+    "oasis+pixels": "train --pixel-noise 16",
+    "oasis-no-labelmix": "train --pixel-noise 0 --lambda-labelmix 0",
+    "oasis-no-balance": "train --pixel-noise 0 --no-class-balance",
+    "oasis-no-noise": "train --pixel-noise 0 --noise-dim 0",
+    "oasis-patch": "extras.parts --part patch-discriminator --pixel-noise 0",
     "spade+": "extras.spade --lambda-vgg 0",
-    "spade+noise": "extras.spade --lambda-vgg 0 --multimodal noise",
-    "oasis-no-labelmix": "train --lambda-labelmix 0",
-    "oasis-no-balance": "train --no-class-balance",
+    "spade+noise": "extras.spade --lambda-vgg 0 --multimodal noise --pixel-noise 0",
+    "spade+pixels": "extras.spade --lambda-vgg 0 --multimodal noise --pixel-noise 16",
     "spade+encoder": "extras.spade --lambda-vgg 0 --multimodal encoder",
+    "pix2pixhd": "extras.pix2pixhd --lambda-vgg 0",
+    "pix2pixhd+noise": "extras.pix2pixhd --lambda-vgg 0 --multimodal noise --pixel-noise 0",
+    "ccfpse": "extras.ccfpse --lambda-vgg 0",
+    "ccfpse+noise": "extras.ccfpse --lambda-vgg 0 --multimodal noise --pixel-noise 0",
 }
-COLUMNS = ("miou", "miou_lraspp", "fd_segmenter", "ms_ssim", "colour", "seconds_per_step")
+CLAIMS = list(ROWS)
+# What OASIS with noise at every pixel, the preset of short trainings, is without one of its parts.
+PARTS = {
+    "no-labelmix": "train --pixel-noise 16 --lambda-labelmix 0",
+    "no-balance": "train --pixel-noise 16 --no-class-balance",
+    "no-average": "train --pixel-noise 16 --ema-decay 0",
+    "no-spectral-norm": "extras.parts --part no-spectral-norm --pixel-noise 16",
+    "no-skips": "extras.parts --part no-skips --pixel-noise 16",
+    "no-frozen-norm": "train --pixel-noise 16 --frozen-norm 0",
+    "zeros": "train --pixel-noise 16 --padding zeros",
+}
+GROUPS = {"claims": CLAIMS, "parts": ["oasis+pixels", "oasis", "oasis-no-noise"]}
+for part, words in PARTS.items():
+    ROWS[f"part-{part}"] = words
+    GROUPS["parts"].append(f"part-{part}")
+METHODS = ["oasis", "spade+", "pix2pixhd", "ccfpse"]        # the rows whose rates are chosen
+
+# Rows that are compared: the first minus the second.
+PAIRS = [("oasis", "spade+"), ("oasis", "spade+noise"), ("oasis-no-noise", "spade+"),
+         ("oasis+pixels", "spade+pixels"), ("oasis+pixels", "oasis"),
+         ("spade+pixels", "spade+noise"), ("oasis", "oasis-no-noise"), ("spade+noise", "spade+"),
+         ("oasis", "oasis-patch"), ("oasis-patch", "spade+noise"), ("oasis", "oasis-no-labelmix"),
+         ("oasis", "oasis-no-balance"), ("spade+noise", "spade+encoder"), ("oasis", "pix2pixhd"),
+         ("oasis", "pix2pixhd+noise"), ("oasis", "ccfpse"), ("oasis", "ccfpse+noise"),
+         ("spade+", "pix2pixhd"), ("spade+", "ccfpse"), ("oasis", "colour-table"),
+         ("oasis+pixels", "oasis-no-noise")]
+for part in PARTS:
+    PAIRS.append(("oasis+pixels", f"part-{part}"))
 
 
-# ---- The second judge ----------------------------------------------------------------------------
+def expand_rows(names):
+    """Rows and groups of rows -> rows, each once, in the given order."""
+    rows = []
+    for name in names:
+        rows += GROUPS.get(name, [name])
+    return list(dict.fromkeys(rows))
 
 
-def train_lraspp(network, dataset, size, steps):
-    """Train torchvision's LR-ASPP on real images, enlarged to `size`."""
-    device = next(network.parameters()).device
-    for layer in network.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.momentum = 0.1            # 0.01 would leave its statistics 100 steps behind
-    optimizer = torch.optim.Adam(network.parameters(), 6e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, steps, pct_start=0.1)
-    batches = iter(data.make_loader(dataset, data.BatchSampler(len(dataset), 8, 0), 0))
-    for _ in tqdm(range(steps), "training LR-ASPP", leave=False, disable=None):
-        images, labels = (tensor.to(device) for tensor in next(batches))
-        logits = network(F.interpolate(images, size, mode="bilinear"))["out"]
-        logits = F.interpolate(logits, dataset.size, mode="bilinear")
-        weights = losses.count_classes(labels, dataset.num_classes).clamp(min=1).float().rsqrt()
-        if dataset.ignore_label is not None:
-            weights[dataset.ignore_label] = 0       # all as for metrics.py's segmenter
-        loss = F.cross_entropy(logits, labels, weights)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+# ---- Learning rates ------------------------------------------------------------------------------
 
 
-def second_judge(out, dataset, device, steps):
-    """LR-ASPP as a metrics.Segmenter, from out/lraspp.pt or trained now and kept there."""
-    path = out / "lraspp.pt"
-    # Its features are 8 times coarser than its input, so small images are enlarged.
-    size = tuple(side * max(1, 128 // max(dataset.size)) for side in dataset.size)
-    torch.manual_seed(0)
-    network = lraspp_mobilenet_v3_large(num_classes=dataset.num_classes, weights=None,
-                                        weights_backbone=None).to(device)
+def read_pair(text):
+    """ "1e-3,4e-3" -> the rates of G and of D, as they stand there."""
+    pair = text.split(",")
+    if len(pair) != 2 or not all(float(rate) > 0 for rate in pair):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be two rates above 0, G's and D's")
+    return tuple(pair)
+
+
+def chosen_rates(out, row):
+    """Options of the rates that rates.csv chose for a row or its method; [] without any.
+
+    Its method: the row of rates.csv with the longest name that the row's name begins with.
+    """
+    path, best, options = out / "rates.csv", "", []
     if not path.exists():
-        train_lraspp(network, dataset, size, steps)
-        with data.write_whole(path) as partial:
-            torch.save(network.state_dict(), partial)
-    network.load_state_dict(sample.read_tensors(path))
-    network.requires_grad_(False).eval()
-    return metrics.Segmenter(lambda images: network(images)["out"], dataset, size=size)
+        return []
+    name = row.replace("part-", "oasis-")
+    with open(path, newline="") as file:
+        for line in csv.DictReader(file):
+            fits = name.startswith(line["row"]) and len(line["row"]) > len(best)
+            if line["chosen"] == "yes" and fits:
+                best, options = line["row"], [f"--lr-g={line['lr_g']}", f"--lr-d={line['lr_d']}"]
+    return options
 
 
-# ---- One run -------------------------------------------------------------------------------------
+def choose_rates(args, common, out):
+    """Train each row with each pair of rates; write and print rates.csv. False: stopped."""
+    jobs = {}
+    for row in args.rows:
+        for pair in args.grid:
+            rates = [f"--lr-g={pair[0]}", f"--lr-d={pair[1]}"]
+            folder = out / "rates" / row / "_".join(pair)
+            jobs[row, pair] = make_job(row, args.seeds[0], folder, rates, common)
+    share_segmenter(jobs.values(), out)
+    complete, stopped = run_jobs(list(jobs.values()), args.jobs)
+    if stopped:
+        return False
+    lines = [["row", "lr_g", "lr_d", "fd_segmenter", "miou", "chosen"]]
+    for row in args.rows:
+        found = {}
+        for pair in args.grid:
+            # A training that failed, say because a loss was not finite, cannot be chosen.
+            found[pair] = {"fd_segmenter": math.inf, "miou": math.nan}
+            if jobs[row, pair] in complete:
+                path = jobs[row, pair].folder / "latest.pt"
+                found[pair] = sample.load_checkpoint(path)["scores"][-1]
+        best = min(values["fd_segmenter"] for values in found.values())
+        for (lr_g, lr_d), values in found.items():
+            distance, miou = values["fd_segmenter"], values["miou"]
+            chosen = "yes" if distance == best < math.inf else ""
+            lines.append([row, lr_g, lr_d, round(distance, 4), round(miou, 4), chosen])
+    write_csv(out / "rates.csv", lines)
+    print("\n" + markdown(lines))
+    return True
 
 
-class Run:
-    """One training: a row of the table with one seed."""
-
-    def __init__(self, row, seed, out, common):
-        self.row, self.seed, self.folder = row, seed, out / row / f"seed{seed}"
-        self.words = [*ROWS[row].split(), *common, f"--seed={seed}", f"--run-dir={self.folder}"]
-        command = self.folder / "command.txt"
-        if command.exists() and command.read_text() != " ".join(self.words):
-            raise UserError(f"{self.folder}: was trained by other options; choose another --out")
-
-    def train(self, jobs, processes):
-        """Train what is missing in a process of its own, added to `processes`. True: complete."""
-        if (self.folder / "complete").exists():
-            return True
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "command.txt").write_text(" ".join(self.words))
-        shutil.copy(self.folder.parents[1] / "segmenter.pt", self.folder)
-        print(self.row, self.seed, flush=True)
-        with open(self.folder / "output.txt", "w") as output:
-            processes.append(subprocess.Popen(
-                [sys.executable, "-m", *self.words,
-                 *["--resume"] * (self.folder / "latest.pt").exists()],
-                stdout=output, stderr=subprocess.STDOUT, cwd=Path(train.__file__).parent,
-                env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads() // jobs or 1)}))
-            code = processes[-1].wait()
-        if code:
-            said = [line for line in (self.folder / "output.txt").read_text().splitlines()
-                    if line and "%|" not in line][-1:]                  # no progress bars
-            print(f"{self.row}, seed {self.seed}: exit code {code}: {' '.join(said)}")
-        else:
-            (self.folder / "complete").touch()
-        return code == 0
-
-    def checkpoint(self):
-        return sample.load_checkpoint(self.folder / "latest.pt")
-
-    def measure(self, val_set, judge, device, maps):
-        """{column: value}: the run's last scores, and those that training does not measure."""
-        kept = self.folder / f"scores_{maps}_maps.json"
-        if kept.exists():
-            return json.loads(kept.read_text())
-        checkpoint = self.checkpoint()
-        result, log = dict(checkpoint["scores"][-1]), checkpoint["log"]
-        G = sample.build_generator(checkpoint).to(device)
-        second = metrics.Scorer(val_set, None, device, ["miou"], segmenter=judge)(G)
-        result.update(miou_lraspp=second["miou"], miou_lraspp_real=second["miou_real"],
-                      **scores.score(G, val_set, ("ms_ssim", "colour"), maps, device=device))
-        # The median, because some rows hold the time of pictures and scores, too.
-        result["seconds_per_step"] = statistics.median(
-            (b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in zip(log, log[1:]))
-        with data.write_whole(kept) as partial:
-            partial.write_text(json.dumps(result))
-        return result
+# ---- Runs and their scores -----------------------------------------------------------------------
 
 
-# ---- The table and the pictures ------------------------------------------------------------------
+def make_job(row, seed, folder, rates, common):
+    """The Job of a row and a seed. The row's own options come last, as the last one counts."""
+    words = ROWS[row].split()
+    name = " ".join([row, f"seed {seed}"] + rates)
+    return Job(name, folder, words[:1] + rates + common + words[1:] + [f"--seed={seed}"])
 
 
-def table(results):
-    """[(row, seed, {column: value})] -> a markdown table, mean ± standard deviation over seeds."""
-    real = (results[0][2].get(f"{name}_real", "") for name in COLUMNS)
-    lines = [["", *COLUMNS, "seeds"], ["---"] * (len(COLUMNS) + 2),
-             ["real images", *(value and f"{value:.3g}" for value in real), ""]]
-    for row in dict.fromkeys(row for row, _, _ in results):
-        of_row, cells = [values for name, _, values in results if name == row], []
-        for values in ([result[column] for result in of_row] for column in COLUMNS):
-            deviation = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.3g}{deviation}")
-        lines.append([row, *cells, str(len(of_row))])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def make_jobs(args, common, out):
+    """{(row, seed): Job}: all rows of one seed, then the next seed."""
+    jobs = {}
+    for seed in args.seeds:
+        for row in args.rows:
+            folder = out / row / f"seed{seed}"
+            if row != "colour-table":
+                jobs[row, seed] = make_job(row, seed, folder, chosen_rates(out, row), common)
+            elif seed == args.seeds[0]:         # it learns nothing, so one is enough
+                jobs[row, seed] = make_job(row, seed, folder, [], common)
+    return jobs
 
 
-def save_curves(runs, path):
-    """The scores of each row over the steps: a line for the mean of the seeds, a dot for each."""
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="tight")
-    for axis, name in zip(axes, ("miou", "fd_segmenter")):
-        for row in dict.fromkeys(run.row for run in runs):
-            scored = [run.checkpoint()["scores"] for run in runs if run.row == row]
-            steps = [line["step"] for line in scored[0]]
-            values = list(zip(*([line[name] for line in lines] for lines in scored)))
-            curve, = axis.plot(steps, [statistics.mean(of_step) for of_step in values], label=row)
-            axis.plot(steps, values, ".", color=curve.get_color())
-        axis.set(xlabel="step", ylabel=name)
-    axes[0].legend()
-    figure.savefig(path, dpi=80)
+def share_segmenter(jobs, out):
+    """All runs are scored by one segmenter; each keeps a copy."""
+    for job in jobs:
+        if not job.is_complete:
+            job.folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(out / "segmenter.pt", job.folder)
 
 
-@torch.no_grad()
-def save_sheet(runs, val_set, device, path):
-    """Every row's pictures of the same label maps from the same noise seeds, side by side."""
-    columns = {run.row: sample.build_generator(run.checkpoint()).to(device) for run in runs}
-    grid = []
-    for i in range(0, len(val_set), max(1, len(val_set) // 5))[:5]:
-        image, labels = val_set[i]
-        for seed in (0, 1):
-            painted = [G(labels[None].to(device),
-                         oasis.noise_from_seeds([seed], G.noise_dim).to(device))
-                       for G in columns.values()]
-            grid.append([val_set.palette[labels],
-                         *data.to_uint8(torch.cat([image[None].to(device), *painted]))])
-    scale = max(1, 128 // val_set.size[0])
-    data.picture_grid(grid, ["label map", "real", *columns], scale).save(path)
+def count_trained(checkpoint):
+    """How many numbers the training changed, of G and D: Adam keeps a mean of each. 0: none."""
+    total = 0
+    for name in ("optimizer_G", "optimizer_D"):
+        for of_parameter in checkpoint.get(name, {"state": {}})["state"].values():
+            total += of_parameter["exp_avg"].numel()
+    return total
+
+
+def seconds_per_step(log):
+    """The median over the rows of log.csv, because some hold the time of pictures and scores."""
+    rates = []
+    for before, after in zip(log, log[1:]):
+        rates.append((after["seconds"] - before["seconds"]) / (after["step"] - before["step"]))
+    return statistics.median(rates) if rates else math.nan
+
+
+def measure(folder, judges):
+    """{column: value} of a run; kept in its folder."""
+    kept = folder / f"scores_{judges.maps}_maps.json"
+    if kept.exists():
+        return json.loads(kept.read_text())
+    checkpoint = sample.load_checkpoint(folder / "latest.pt")
+    result = judges.measure(sample.build_generator(checkpoint).to(judges.device))
+    if checkpoint["scores"] and "d_miou" in checkpoint["scores"][-1]:
+        result["d_miou"] = checkpoint["scores"][-1]["d_miou"]
+    if checkpoint["log"]:
+        result["seconds_per_step"] = seconds_per_step(checkpoint["log"])
+    result["parameters"] = count_trained(checkpoint)
+    with data.write_whole(kept) as partial:
+        partial.write_text(json.dumps(result))
+    return result
+
+
+# ---- The command line ----------------------------------------------------------------------------
 
 
 def ablate(args, common):
-    """Train, measure, print. Returns False where a run failed."""
+    """Train, measure, print. Returns False where a run failed or was stopped."""
     out = Path(args.out).resolve()
-    runs = [Run(row, seed, out, common) for seed in args.seeds for row in args.rows]
-    s = train.parse_settings([*common, "--run-dir", str(out)])
-    train_set, val_set = (data.open_dataset(
-        s.preset, split, (s.height, s.width), s.data_root or None, seed=s.data_seed,
-        subset=s.subset or None) for split in ("train", "val"))
+    settings = train.parse_settings(common + ["--run-dir", str(out)])
+    train_set, val_set = train.open_datasets(settings)
     device = processes.start_processes()
-    metrics.Scorer(val_set, train_set, device, ["miou"], run_dir=out,
-                   segmenter_steps=s.segmenter_steps or None).prepare()
-    judge, processes = second_judge(out, train_set, device, args.judge_steps), []
-
-    def stop(number, frame):                    # each run ends its step and saves
-        for process in processes:
-            process.terminate()
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    with ThreadPoolExecutor(args.jobs) as pool:
-        complete = pool.map(lambda run: run.train(args.jobs, processes), runs)
-        done = [run for run, is_complete in zip(runs, complete) if is_complete]
-    results = [(run.row, run.seed, run.measure(val_set, judge, device, args.maps)) for run in done]
+    jobs = make_jobs(args, common, out) if not args.rates else {}
+    judges = Judges(train_set, val_set, device, out, args.maps, settings.segmenter_steps or None,
+                    args.judge_steps)
+    if args.rates:
+        return choose_rates(args, common, out)
+    share_segmenter(jobs.values(), out)
+    complete, stopped = run_jobs(list(jobs.values()), args.jobs)
+    if stopped:
+        print("Stopped, all is saved; the same command goes on.")
+    results, runs = [], {}
+    for (row, seed), job in jobs.items():
+        if job in complete and not stopped:
+            results.append((row, seed, measure(job.folder, judges)))
+            runs[row, seed] = job.folder
     if results:
-        with open(out / "ablation.csv", "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["row", "seed", *COLUMNS])
-            writer.writerows([row, seed, *map(v.get, COLUMNS)] for row, seed, v in results)
-        save_curves(done, out / "curves.png")
-        save_sheet([run for run in done if run.seed == args.seeds[0]], val_set, device,
-                   out / "sheet.png")
-        print(f"\n{table(results)}\n\nMean ± standard deviation over the seeds; see also {out}.")
-    return len(done) == len(runs)
+        save_curves(runs, out / "curves.png")
+        save_sheet(runs, val_set, device, out / "sheet.png", args.scale, args.empty_real)
+        write_tables(out, results, PAIRS)
+    return len(complete) == len(jobs) and not stopped
 
 
 @data.exit_in_words("extras.ablation")
@@ -246,15 +258,30 @@ def main(argv=None):
     parser = argparse.ArgumentParser("extras.ablation", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="(default: all)")
+    names = list(GROUPS) + list(ROWS)
+    add("--rows", nargs="+", choices=names, metavar="ROW",
+        help=f"rows, or groups of them: {', '.join(names)} (default: claims; with --rates "
+             f"{' '.join(METHODS)})")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
     add("--out", default="runs/ablation", help="folder (default: runs/ablation)")
     add("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     add("--judge-steps", type=int, default=600, help="training steps of LR-ASPP (default: 600)")
-    add("--maps", type=int, default=40, help="label maps for MS-SSIM and colour (default: 40)")
+    add("--maps", type=int, default=40,
+        help="label maps for diversity, colour and texture (default: 40)")
+    add("--rates", action="store_true", help="choose learning rates, with the first seed")
+    add("--grid", type=read_pair, nargs="+", metavar="G,D",
+        default=[("5e-4", "2e-3"), ("1e-3", "1e-3"), ("1e-3", "4e-3"), ("2e-3", "5e-3")],
+        help="pairs of rates to try (default: 5e-4,2e-3 1e-3,1e-3 1e-3,4e-3 2e-3,5e-3)")
+    add("--scale", type=int, help="enlargement of the sheet (default: by image size)")
+    add("--empty-real", action="store_true", help="no photographs on the sheet")
     args, common = parser.parse_known_args(argv)
-    for option in {"--seed", "--run-dir", "--resume"} & {w.split("=")[0] for w in common}:
-        raise UserError(f"{option}: is chosen by the rows and by --seeds and --out")
+    args.rows = expand_rows(args.rows or (METHODS if args.rates else ["claims"]))
+    given = {word.split("=")[0] for word in common}
+    for option in ("--seed", "--run-dir", "--resume"):
+        if option in given:
+            raise UserError(f"{option}: is chosen by the rows and by --seeds and --out")
+    if args.rates and given & {"--lr-g", "--lr-d"}:
+        raise UserError("--lr-g, --lr-d: --rates chooses them; --grid names the pairs to try")
     sys.exit(0 if ablate(args, common) else 1)
 
 

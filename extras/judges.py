@@ -46,6 +46,7 @@ means over classes; a share means nothing where the detail is far below the real
 standard deviation over noises of the same label map's colours, 0 … 255. MS-SSIM: 1 where noise
 changes nothing. s / step: the median; only of meaning where nothing else ran on the machine.
 parameters: G and D, in training."""
+SIDE = 128              # LR-ASPP's input has at least this height and width
 CLEAR = 30              # a class with fewer windows in the real images has no stripe share here
 
 
@@ -105,7 +106,7 @@ def train_second_judge(network, dataset, device, steps):
 def open_second_judge(folder, dataset, device, steps):
     """LR-ASPP as a metrics.Segmenter, from folder/lraspp.pt or trained now and kept there."""
     path = Path(folder, "lraspp.pt")
-    factor = max(1, -(-128 // min(dataset.size)))
+    factor = max(1, -(-SIDE // min(dataset.size)))
     torch.manual_seed(0)
     network = SecondJudge(dataset.num_classes, factor).to(device)
     key = {"data": metrics.digest_of_data(dataset), "steps": steps}
@@ -148,14 +149,17 @@ class Judges:
         self.first = metrics.Scorer(val_set, train_set, device, names, run_dir=folder,
                                     segmenter_steps=segmenter_steps)
         self.first.prepare()
-        second = open_second_judge(folder, train_set, device, lraspp_steps)
-        self.second = metrics.Scorer(val_set, None, device, names, segmenter=second)
+        self.second = None                      # opened when it is needed
+        self.open_second = lambda: metrics.Scorer(
+            val_set, None, device, names,
+            segmenter=open_second_judge(folder, train_set, device, lraspp_steps))
         images, self.label_maps = read_scenes(val_set)
         self.real = stripe_shares(images, self.label_maps)
         self.classes = [k for k, texture in self.real.items() if texture.windows >= CLEAR]
 
     def measure(self, generator):
         """{column: value}, and {column_real: value} of the real images where there is one."""
+        self.second = self.second or self.open_second()
         result = self.first(generator)
         for name, value in self.second(generator).items():
             name = name.replace("miou", "miou_lraspp").replace("fd_segmenter", "fd_lraspp")
