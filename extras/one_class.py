@@ -4,8 +4,11 @@
 
 A generator of convolutions and nearest-neighbour doubling knows a place by what is near it. Where
 the label map is one class and the noise one vector, all places are alike, and it paints one colour,
-exactly. Detail needs something that differs from place to place: borders between classes, noise
-with a vector per pixel, or, by accident, the zeros that padding puts around the image.
+exactly. Detail needs something that differs from place to place: borders between classes, noise at
+every pixel, or, by accident, the zeros that padding puts around the image.
+
+The third picture has noise at every pixel: of a model that was trained so, in those channels; of
+another model, in all of them.
 """
 
 import argparse
@@ -21,39 +24,58 @@ SIZE = 128      # pixels: the middle is farther from the image's borders than G'
 
 def build(checkpoint, padding):
     """The averaged generator of a checkpoint, with another padding and the same weights."""
-    args = {**checkpoint["generator_args"], "padding": padding}
-    return sample.build_generator({**checkpoint, "generator_args": args})
+    arguments = dict(checkpoint["generator_args"], padding=padding)
+    return sample.build_generator(dict(checkpoint, generator_args=arguments))
 
 
-def one_class(checkpoint, label, seed=0):
+def paint_one_class(checkpoint, label, seed=0):
     """{title: picture (SIZE, SIZE, 3) uint8} of a label map that holds nothing but `label`."""
     labels = torch.full((SIZE, SIZE), label)
-    replicate, zeros = (build(checkpoint, padding) for padding in ("replicate", "zeros"))
-    vector = oasis.noise_from_seeds([seed], replicate.noise_dim)
-    pixels = torch.randn(1, replicate.noise_dim, SIZE, SIZE,
-                         generator=torch.Generator().manual_seed(seed))
+    replicate, zeros = build(checkpoint, "replicate"), build(checkpoint, "zeros")
+    noise_dim = replicate.noise_dim
+    per_pixel = replicate.pixel_noise or noise_dim
+    vector = oasis.draw_noise([seed], (SIZE, SIZE), noise_dim)
+    field = oasis.draw_noise([seed], (SIZE, SIZE), noise_dim, per_pixel)
     return {"replicate, one vector": sample.paint(replicate, labels, vector)[0],
             "zeros, one vector": sample.paint(zeros, labels, vector)[0],
-            "replicate, a vector per pixel": sample.paint(replicate, labels, pixels)[0]}
+            f"replicate, {per_pixel} of {noise_dim} per pixel":
+                sample.paint(replicate, labels, field)[0]}
+
+
+def find_class(checkpoint, name):
+    """The id of a class of this name; of the class that is not ignored and comes first, for None.
+
+    UserError: there is none of this name.
+    """
+    names = checkpoint["dataset"]["class_names"]
+    if name is None and "meadow" in names:
+        name = "meadow"
+    if name is None:
+        return 1 if checkpoint["dataset"]["ignore_label"] == 0 else 0
+    if name not in names:
+        raise data.UserError(f"--label {name}: there are {', '.join(names)}")
+    return names.index(name)
+
+
+def draw(path, out, label=None):
+    """A checkpoint's file -> the picture, at `out`; prints how much each part of it varies."""
+    checkpoint = sample.load_checkpoint(path)
+    pictures = paint_one_class(checkpoint, find_class(checkpoint, label))
+    with data.write_whole(out) as partial:
+        data.picture_grid([list(pictures.values())], list(pictures), 2).save(partial)
+    for title, picture in pictures.items():
+        spread = picture.reshape(-1, 3).std(axis=0).max()
+        print(f"{title:34s} standard deviation {spread:5.2f} of 255")
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", help="a run's latest.pt (without: as for sample.py)")
-    parser.add_argument("--label", default="meadow", help="the class (default: meadow)")
-    parser.add_argument("--out", default="one_class.png", help="the picture")
+    parser.add_argument("--label", metavar="NAME", help="the class (default: meadow, or the first)")
+    parser.add_argument("--out", default="one_class.png", metavar="FILE", help="the picture")
     args = parser.parse_args(argv)
     with data.exit_in_words("extras.one_class"):
-        checkpoint = sample.load_checkpoint(sample.find_checkpoint(args.checkpoint))
-        names = checkpoint["dataset"]["class_names"]
-        if args.label not in names:
-            raise data.UserError(f"--label {args.label}: there are {', '.join(names)}")
-        pictures = one_class(checkpoint, names.index(args.label))
-        with data.write_whole(args.out) as partial:
-            data.picture_grid([list(pictures.values())], list(pictures), 2).save(partial)
-        for title, picture in pictures.items():
-            spread = picture.reshape(-1, 3).std(0).max()
-            print(f"{title:30s} standard deviation {spread:5.2f} of 255")
+        draw(sample.find_checkpoint(args.checkpoint), args.out, args.label)
 
 
 if __name__ == "__main__":
