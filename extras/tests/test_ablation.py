@@ -37,9 +37,9 @@ def done(tmp_path_factory):
     """Two rows, and one that fails."""
     out = tmp_path_factory.mktemp("ablation") / "a folder"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ablation.ROWS, "large", "train --noise-dim -1")
+        patch.setitem(ablation.ROWS, "absent", "extras.absent")
         patch.setattr(judges, "SIDE", 32)               # a small second judge
-        assert run(out, "--rows", *ROWS, "large") == 1
+        assert run(out, "--rows", *ROWS, "absent") == 1
     return out
 
 
@@ -90,13 +90,10 @@ def test_files(done):
     assert sheet.size == (4 + 4 * (32 * 6 + 4), 18 + 10 * (32 * 6 + 4)) and curves.size[0] > 900
 
 
-def test_a_run_that_was_stopped_goes_on_and_one_that_fails_is_named(done, capsys):
-    folder = done / "oasis-no-noise" / "seed3"
-    (folder / "complete").unlink()
-    assert run(done, "--rows", "oasis-no-noise") == 0
-    assert (folder / "complete").exists() and "oasis-no-noise" in capsys.readouterr().out
-    assert not (done / "large" / "seed3" / "complete").exists()
-    assert "--noise-dim -1: must be at least 0" in (done / "large/seed3/output.txt").read_text()
+def test_a_row_that_failed_is_left_out(done):
+    assert "No module named extras.absent" in (done / "absent/seed3/output.txt").read_text()
+    assert not (done / "absent" / "seed3" / "complete").exists()
+    assert "absent" not in (done / "table.md").read_text()
 
 
 def test_mistakes_are_one_sentence_and_exit_code_2(done, capsys):
