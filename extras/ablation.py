@@ -236,6 +236,8 @@ def ablate(args, common):
                     args.judge_steps)
     if args.rates:
         return choose_rates(args, common, out)
+    if args.no_training:
+        jobs = {run: job for run, job in jobs.items() if job.is_complete}
     share_segmenter(jobs.values(), out)
     complete, stopped = run_jobs(list(jobs.values()), args.jobs)
     if stopped:
@@ -272,6 +274,8 @@ def main(argv=None):
     add("--grid", type=read_pair, nargs="+", metavar="G,D",
         default=[("5e-4", "2e-3"), ("1e-3", "1e-3"), ("1e-3", "4e-3"), ("2e-3", "5e-3")],
         help="pairs of rates to try (default: 5e-4,2e-3 1e-3,1e-3 1e-3,4e-3 2e-3,5e-3)")
+    add("--no-training", action="store_true",
+        help="table and pictures of those rows and seeds that are complete")
     add("--scale", type=int, help="enlargement of the sheet (default: by image size)")
     add("--empty-real", action="store_true", help="no photographs on the sheet")
     args, common = parser.parse_known_args(argv)

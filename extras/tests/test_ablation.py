@@ -71,6 +71,11 @@ def test_the_table_again_from_what_is_kept(done, capsys):
     assert real["miou_lraspp"] and real["fd_lraspp"] and real["stripes"] and not real["ms_ssim"]
 
 
+def test_a_table_of_what_is_complete(done, capsys):
+    assert run(done, "--rows", "oasis", *ROWS, "--no-training") == 0
+    assert not (done / "oasis").exists() and "| oasis-no-noise | 1 |" in capsys.readouterr().out
+
+
 def test_files(done):
     checkpoint = sample.load_checkpoint(done / "oasis-no-noise" / "seed3" / "latest.pt")
     assert checkpoint["settings"]["seed"] == 3 and checkpoint["settings"]["noise_dim"] == 0
