@@ -34,7 +34,7 @@ def variant(model):
 def settings(model, run_dir, *more):
     arguments = [*several.TINY, "--run-dir", str(run_dir), *map(str, more)]
     return (train.parse_settings(arguments) if model == "oasis" else
-            spade.parse_arguments([*arguments, "--model", "spade+", "--lambda-vgg", "0"]))
+            spade.parse_settings([*arguments, "--model", "spade+", "--lambda-vgg", "0"]))
 
 
 def one_step(model, s, out):
