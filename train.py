@@ -392,6 +392,9 @@ def open_datasets(settings):
         for problem in data.check_dataset(dataset, most=500):
             raise UserError(f"{problem}; python data.py finds all such problems")
         both.append(dataset)
+    if rank_and_size()[0] == 0:
+        for warning in data.list_warnings(both[0]):     # such as a class that never occurs
+            print(warning, file=sys.stderr)
     return both
 
 
@@ -419,9 +422,11 @@ def catch_signals():
     before = {}
     for number in (signal.SIGINT, signal.SIGTERM):
         before[number] = signal.signal(number, lambda number, frame: caught.append(number))
-    yield caught
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def stop_all(signals):
@@ -715,7 +720,7 @@ def parse_settings(argv=None, settings_class=Settings, presets=PRESETS):
         values["steps"] = 0
 
     parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False,
+        description=sys.modules[settings_class.__module__].__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"[values] are those of --preset {known.preset}; name another to see its values.")
     for field in dataclasses.fields(settings_class):
