@@ -2,6 +2,8 @@
 
     python course/solutions/08_mistakes.py                          # the model in assets/toy.pt
     python course/solutions/08_mistakes.py runs/baseline/latest.pt  # or one of your own
+
+Import this module first: it tells Python where oasis.py and the others are.
 """
 
 import argparse
@@ -9,15 +11,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))                   # where oasis.py and the others are
+sys.path.insert(0, str(ROOT))
 
-import data  # noqa: E402  (only now is it found)
-import losses  # noqa: E402, F401
+import data  # noqa: E402  (found only now)
 import metrics  # noqa: E402
-import oasis  # noqa: E402
+import sample  # noqa: E402
 import train  # noqa: E402
-import data
-import sample
 
 
 def open_model(text, **others):
@@ -36,16 +35,16 @@ def open_model(text, **others):
 def datasets(checkpoint, size=None):
     """(training set, validation set) of a model, at its own size or another (H, W)."""
     settings, about = checkpoint["settings"], checkpoint["dataset"]
-    return [data.open_dataset(about["preset"], split, size or about["size"],
-                              settings["data_root"] or None, seed=settings["data_seed"])
-            for split in ("train", "val")]
+    both = []
+    for split in ("train", "val"):
+        both.append(data.open_dataset(about["preset"], split, size or about["size"],
+                                      settings["data_root"] or None, seed=settings["data_seed"]))
+    return both
 
 
-def label_batches(checkpoint):
-    """The batches of label maps that train.py takes batch-norm statistics from."""
-    settings = train.Settings(**checkpoint["settings"])
-    batches = train.training_batches(settings, datasets(checkpoint)[0])
-    return [next(batches)[1] for _ in range(max(10, 128 // settings.batch_size))]
+def settings_of(checkpoint):
+    """The settings of a checkpoint's training, as train.py has them."""
+    return train.Settings(**checkpoint["settings"])
 
 
 def make_scorer(args, checkpoint, names=("miou", "fd_segmenter")):

@@ -236,9 +236,9 @@ def test_10_lengths(printed):
     assert lengths[4] == pytest.approx(2 * lengths[0], abs=1e-2)
 
 
-def test_11_scenes_without_texture_come_again(printed):
+def test_11_the_texture_of_scenes_does_not_come_again(printed):
     (_, real), (_, generated) = printed(11)
-    assert real[0] < 0.02 and real[1] == 1 and -1 <= generated[1] <= 1
+    assert real[0] > 0.005 and abs(real[1]) < 0.2 and -1 <= generated[1] <= 1
 
 
 def test_12_all_three_exchanges_make_one_batch(printed):
