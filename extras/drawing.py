@@ -10,6 +10,7 @@ written down, so it cannot say anything else than the code does.
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
@@ -125,7 +126,7 @@ class Sheet:
         """A picture with its middle at (x, y)."""
         half = side / 2
         self.axis.imshow(pixels, extent=(x - half, x + half, y - half, y + half), zorder=2,
-                         interpolation="nearest", aspect="auto")
+                         interpolation="nearest", aspect="auto", cmap="gray")
         self.axis.add_patch(Rectangle((x - half, y - half), side, side, fill=False, zorder=3,
                                       edgecolor=INK, linewidth=0.6))
 
@@ -195,6 +196,7 @@ def draw_generator(sheet, G, layers, middle, pictures):
     sheet.arrow((85.3, middle), (88.6, middle))
     sheet.picture(93.5, middle, 9, pictures["painted"])
     sheet.text(93.5, middle - 5.8, "x̂ = G(z, t)")
+    sheet.text(93.5, middle - 8.3, "D shall read t", colour=FAINT)
 
 
 def draw_discriminator(sheet, D, layers, middle, pictures):
@@ -236,18 +238,19 @@ def draw_discriminator(sheet, D, layers, middle, pictures):
     sheet.text(85, middle - 13.7, "decoder: each block doubles it; behind its output stands the "
                "encoder's", 7.5, "#a8622d", ha="right")
     sheet.arrow((85.3, middle), (87.8, middle))
-    for name, words, y in (("D of real", "D(x)", 5.2), ("D of painted", "D(x̂)", -6.6)):
-        sheet.picture(93.5, middle + y, 9, pictures[name])
+    answers = pictures["label map"], np.zeros((2, 2), np.uint8)
+    for picture, words, y in zip(answers, ("for x: t", "for x̂: fake"), (5.2, -6.6)):
+        sheet.picture(93.5, middle + y, 9, picture)
         sheet.text(93.5, middle + y - 5.6, words)
-    sheet.text(99, middle + 13.6, f"at each pixel one of {last.channels - 1} classes, or fake (black)",
-               colour=FAINT, ha="right")
+    sheet.text(99, middle + 13.6, f"names {last.channels - 1} classes, or fake, at each pixel; "
+               "taught to answer:", colour=FAINT, ha="right")
 
 
 def draw_networks(G, D, size, pictures):
     """Figure of G above D, for images of size (H, W).
 
-    pictures: {"label map", "noise", "painted", "real", "D of real", "D of painted"}: squares of
-    pixels (h, w, 3) uint8, or (h, w) for grey.
+    pictures: {"label map", "noise", "real", "painted"}: squares of pixels, (h, w, 3) uint8, or
+    (h, w) for grey.
     """
     sheet = Sheet(height=70)
     sheet.text(99, 68.7, "bold: channels of the output; grey below: its side in pixels", 7.5, FAINT,

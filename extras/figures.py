@@ -12,8 +12,9 @@
   networks    both networks, as they are: the paper's for ADE20K (extras.drawing); 15 seconds
 
 The pictures are painted by the model of --checkpoint, else of the newest run, else assets/toy.pt.
-The first four are sheets of sample.py, painted at --size, which may be larger than the size the
-model was trained at: G is made of convolutions. networks and losses are painted at that size.
+The first four are sheets of sample.py. The first three are painted at --size, which may be larger
+than the size the model was trained at: G knows a thing by its borders, whatever its size. D does
+not. It knows things of the size it was trained on, so recreated keeps that size, as do the others.
 """
 
 import argparse
@@ -44,7 +45,8 @@ def draw_sheet(name, path, args):
     """A contact sheet of sample.py, and the gif of a walk."""
     with tempfile.TemporaryDirectory() as folder:
         words = ["--checkpoint", str(path), "--out", folder, *SHEETS[name].split()]
-        words += ["--size", *map(str, args.size)]
+        if name != "recreated":
+            words += ["--size", str(args.size[0]), str(args.size[1])]
         if args.data_root:
             words += ["--data-root", args.data_root]
         sample.main(words)
@@ -93,15 +95,15 @@ def draw_losses(path, args):
     figure = Figure(figsize=(10, 5), layout="constrained")
     axes = figure.subplot_mosaic("01234;wwwww")
     for i, (title, picture) in enumerate(pictures.items()):
-        axes[str(i)].imshow(picture, cmap="gray", interpolation="nearest")
+        axes[str(i)].imshow(np.asarray(picture), cmap="gray", interpolation="nearest")
         axes[str(i)].set_title(title, fontsize=10)
         axes[str(i)].axis("off")
     weights = losses.class_weights(label_maps, num_classes, model.ignore_label)
     present = [k for k in range(num_classes) if (label_maps == k).any()]
-    axes["w"].bar([model.class_names[k] for k in present], weights[present],
+    axes["w"].bar([model.class_names[k] for k in present], weights[present].numpy(),
                   color=model.palette[present] / 255)
     axes["w"].set_title("class weight α: rare classes weigh more, unknown nothing", fontsize=10)
-    axes["w"].tick_params("x", rotation=90 if len(present) > 16 else 0)
+    axes["w"].tick_params("x", labelsize=9, rotation=90 if len(present) > 16 else 0)
     save_figure(figure, Path(args.out, "losses.png"), dpi=100)
 
 
@@ -113,14 +115,6 @@ def save_figure(figure, path, dpi):
 # ---- networks ------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def read_by_d(model, picture):
-    """What D says of a picture (H, W, 3) uint8, fake included: (H, W, 3) uint8, fake is black."""
-    image = torch.from_numpy(picture).permute(2, 0, 1)[None] / 127.5 - 1
-    colours = np.vstack([model.palette, [[0, 0, 0]]])
-    return colours[model.discriminator(image)[0].argmax(0)]
-
-
 def square(picture):
     """The middle of a picture (H, W) or (H, W, 3), as high as it is wide."""
     side = min(picture.shape[:2])
@@ -128,27 +122,18 @@ def square(picture):
     return picture[top:top + side, left:left + side]
 
 
-def example_pictures(model, data_root=None, scene=0):
-    """The pictures that drawing.draw_networks wants, of one validation scene."""
-    images, label_maps = read_scenes(model, scene + 1, data_root)
-    labels, real = label_maps[scene], data.to_uint8(images)[scene]
-    painted = paint_one(model, labels)
-    noise = torch.randn(8, 8, generator=torch.Generator().manual_seed(0)).numpy()
-    pictures = {"label map": model.palette[labels], "real": real, "painted": painted,
-                "D of real": read_by_d(model, real), "D of painted": read_by_d(model, painted)}
-    pictures = {name: square(picture) for name, picture in pictures.items()}
-    return dict(pictures, noise=noise)
-
-
 def draw_networks(path, args):
     """The paper's networks for ADE20K. The pictures are those of the model at hand."""
     model = sample.load_model(path)
-    if model.discriminator is None:
-        raise UserError(f"{path}: holds no discriminator that segments")
-    pictures = example_pictures(model, args.data_root)
+    images, label_maps = read_scenes(model, 1, args.data_root)
+    labels = label_maps[0]
+    pictures = {"label map": square(model.palette[labels]),
+                "noise": torch.randn(8, 8, generator=torch.Generator().manual_seed(0)).numpy(),
+                "real": square(data.to_uint8(images)[0]),
+                "painted": square(paint_one(model, labels))}
     G, D = oasis.Generator(151), oasis.Discriminator(151)
-    save_figure(drawing.draw_networks(G, D, (256, 256), pictures), Path(args.out, "networks.png"),
-                dpi=200)
+    figure = drawing.draw_networks(G, D, (256, 256), pictures)
+    save_figure(figure, Path(args.out, "networks.png"), dpi=200)
 
 
 def main(argv=None):

@@ -136,7 +136,7 @@ def test_a_picture_does_not_depend_on_its_neighbours():
 
     class Mean(torch.nn.Module):
         """Paints the mean of its noise."""
-        noise_dim, pixel_noise, size_multiple = 8, 4, 4
+        noise_dim, pixel_noise, size_multiple, num_classes = 8, 4, 4, 99
 
         def __init__(self):
             super().__init__()
