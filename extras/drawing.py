@@ -92,8 +92,8 @@ def discriminator_layers(D, size):
 
 
 # ---- Drawing -------------------------------------------------------------------------------------
-# One axis, 100 units wide. Heights grow with the logarithm of the side, widths with the logarithm of
-# the channels.
+# One axis, 100 units wide. Heights grow with the logarithm of the side, widths with that of the
+# channels.
 
 
 class Sheet:

@@ -71,7 +71,7 @@ def mood_weights(images, labels):
 
 
 def judge_moods(seeds, real, labels):
-    """{name: value}. seeds: pictures of the first label map. real, labels: the scenes beside them."""
+    """{name: value}. seeds: pictures of the first label map. real: the scenes of all label maps."""
     weights, distance = mood_weights(seeds, labels[0])
     scores = {}
     for k, name in enumerate(toy.MOODS):
