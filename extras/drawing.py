@@ -204,7 +204,8 @@ def draw_discriminator(sheet, D, layers, middle, pictures):
     encoder, decoder, last = layers
     num_parameters = oasis.count_parameters(D) / 1e6
     sheet.text(1, middle + 16, "Discriminator D", 11, weight="bold", ha="left")
-    sheet.text(1, middle + 13.6, f"{num_parameters:.1f} million parameters", colour=FAINT, ha="left")
+    sheet.text(1, middle + 13.6, f"{num_parameters:.1f} million parameters", colour=FAINT,
+               ha="left")
     for name, words, y in (("real", "real x", 5.2), ("painted", "or x̂", -6.6)):
         sheet.picture(6.5, middle + y, 9, pictures[name])
         sheet.text(6.5, middle + y - 5.6, words)

@@ -15,8 +15,8 @@ Prints the scores of metrics.py and, for the toy's 200 validation scenes,
   stripes      the share of stripes in the texture of each class (extras.stripes), painted and real.
 
 Sheets, everything as it comes: judge_pictures.png, 24 validation scenes as label map, real, painted
-with seeds 0, 1, ...; judge_seeds.png, seeds 0, 1, ... on the first validation scene. The noise is of
-the kind the model was trained with, one vector per image or with a part at every pixel. Needs
+with seeds 0, 1, ...; judge_seeds.png, seeds 0, 1, ... on the first validation scene. The noise is
+of the kind the model was trained with, one vector per image or with a part at every pixel. Needs
 scikit-image.
 """
 
