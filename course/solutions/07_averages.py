@@ -50,26 +50,22 @@ def with_statistics_of(network, other):
     return result
 
 
-def with_own_statistics(network, label_maps, settings):
+def with_own_statistics(network, batches, settings):
     """A copy whose batch-norm statistics come from what it paints itself."""
     result = copy.deepcopy(network)
-    train.measure_statistics(result, label_maps, settings)
+    train.measure_statistics(result, batches, settings)
     return result.eval()
 
 
-def candidates(checkpoints):
+def candidates(checkpoints, settings, batches):
     """All generators to compare, {title: network}. checkpoints: of one run, oldest first."""
-    settings = settings_of(checkpoints[-1])
-    label_maps = train.first_label_maps(settings, datasets(checkpoints[-1])[0])
-    generators = [last_generator(checkpoint) for checkpoint in checkpoints]
-    own = [with_own_statistics(G, label_maps, settings) for G in generators]
-    average = sample.build_generator(checkpoints[-1])
-    mean = with_own_statistics(mean_weights(generators), label_maps, settings)
-    return {"G, statistics from training": generators[-1],
+    Gs, ema = [last_generator(c) for c in checkpoints], sample.build_generator(checkpoints[-1])
+    own = [with_own_statistics(G, batches, settings) for G in Gs]
+    return {"G, statistics from training": Gs[-1],
             "G, its own statistics": own[-1],
-            "EMA, its own statistics": average,
-            "EMA, G's from training": with_statistics_of(average, generators[-1]),
-            "mean of weights, its own": mean,
+            "EMA, its own statistics": ema,
+            "EMA, G's from training": with_statistics_of(ema, Gs[-1]),
+            "mean of weights, its own": with_own_statistics(mean_weights(Gs), batches, settings),
             "mean of images": MeanImage(own)}
 
 

@@ -6,8 +6,8 @@
 import torch
 from common import datasets, open_model
 
-import oasis
 import sample
+import oasis
 
 
 @torch.no_grad()
