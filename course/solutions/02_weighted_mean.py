@@ -7,15 +7,14 @@ import torch
 import torch.nn.functional as F
 from common import datasets, open_model
 
-import sample
 import losses
-import oasis
+import sample
 
 
 def compare(logits, labels, num_classes, ignore_label, shares):
     """Both means over the whole batch, and averaged over `shares` equal parts of it: 4 floats.
 
-    α is that of the whole batch each time, as train.draw counts it for several processes.
+    α is that of the whole batch each time, as train.prepare_batch counts it for several processes.
     """
     alpha = losses.class_weights(labels, num_classes, ignore_label)
     with_fake = F.pad(alpha, (0, 1))                    # no label names the fake class
@@ -26,9 +25,11 @@ def compare(logits, labels, num_classes, ignore_label, shares):
     def divided(logits, labels):
         return F.cross_entropy(logits, labels, with_fake).item()
 
-    parts = list(zip(logits.chunk(shares), labels.chunk(shares)))
-    means = [sum(loss(*part) for part in parts) / shares for loss in (ours, divided)]
-    return [ours(logits, labels), divided(logits, labels), *means]
+    ours_of_shares = divided_of_shares = 0.0
+    for part in zip(logits.chunk(shares), labels.chunk(shares)):
+        ours_of_shares += ours(*part) / shares
+        divided_of_shares += divided(*part) / shares
+    return ours(logits, labels), divided(logits, labels), ours_of_shares, divided_of_shares
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@
 import copy
 
 import torch
-from common import label_batches, make_scorer, open_model
+from common import datasets, make_scorer, open_model, settings_of
 
 import sample
 import train
@@ -50,22 +50,26 @@ def with_statistics_of(network, other):
     return result
 
 
-def with_own_statistics(network, batches, settings):
+def with_own_statistics(network, label_maps, settings):
     """A copy whose batch-norm statistics come from what it paints itself."""
     result = copy.deepcopy(network)
-    train.measure_statistics(result, batches, settings)
+    train.measure_statistics(result, label_maps, settings)
     return result.eval()
 
 
-def candidates(checkpoints, settings, batches):
+def candidates(checkpoints):
     """All generators to compare, {title: network}. checkpoints: of one run, oldest first."""
-    Gs, ema = [last_generator(c) for c in checkpoints], sample.build_generator(checkpoints[-1])
-    own = [with_own_statistics(G, batches, settings) for G in Gs]
-    return {"G, statistics from training": Gs[-1],
+    settings = settings_of(checkpoints[-1])
+    label_maps = train.first_label_maps(settings, datasets(checkpoints[-1])[0])
+    generators = [last_generator(checkpoint) for checkpoint in checkpoints]
+    own = [with_own_statistics(G, label_maps, settings) for G in generators]
+    average = sample.build_generator(checkpoints[-1])
+    mean = with_own_statistics(mean_weights(generators), label_maps, settings)
+    return {"G, statistics from training": generators[-1],
             "G, its own statistics": own[-1],
-            "EMA, its own statistics": ema,
-            "EMA, G's from training": with_statistics_of(ema, Gs[-1]),
-            "mean of weights, its own": with_own_statistics(mean_weights(Gs), batches, settings),
+            "EMA, its own statistics": average,
+            "EMA, G's from training": with_statistics_of(average, generators[-1]),
+            "mean of weights, its own": mean,
             "mean of images": MeanImage(own)}
 
 
@@ -75,7 +79,7 @@ def main():
     checkpoints = [sample.load_checkpoint(file) for file in files] or [latest]
     scorer = make_scorer(args, checkpoints[-1])
     print(f"G after the steps {', '.join(str(c['step']) for c in checkpoints)}:")
-    for title, network in candidates(checkpoints, *label_batches(checkpoints[-1])).items():
+    for title, network in candidates(checkpoints).items():
         scores = scorer(network.eval())
         print(f"{title:28s} miou {scores['miou']:.3f}   fd_segmenter {scores['fd_segmenter']:.2f}")
 

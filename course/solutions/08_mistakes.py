@@ -6,10 +6,10 @@
 import torch
 from common import datasets, make_scorer, open_model
 
-import sample
 import losses
 import metrics
 import oasis
+import sample
 
 
 def mean_answers(D, batches, num_classes):
@@ -33,16 +33,19 @@ def main():
     train_set, val_set = datasets(checkpoint)
     names, N = val_set.class_names, val_set.num_classes
     scenes = [val_set[i] for i in range(args.num_images or len(val_set))]
-    real = [(image[None], labels[None]) for image, labels in scenes]
-    painted = [(G(labels[None], oasis.noise_from_seeds([i], G.noise_dim)), labels[None])
-               for i, (_, labels) in enumerate(scenes)]
-    real, painted = (100 * mean_answers(D, batches, N) for batches in (real, painted))
+    real, painted = [], []
+    for i, (image, labels) in enumerate(scenes):
+        noise = oasis.draw_noise([i], labels.shape, G.noise_dim, G.pixel_noise)
+        real.append((image[None], labels[None]))
+        painted.append((G(labels[None], noise), labels[None]))
+    real = 100 * mean_answers(D, real, N)
+    painted = 100 * mean_answers(D, painted, N)
     counts = sum(losses.count_classes(train_set[i][1], N) for i in range(100))
     alpha = losses.class_weights(None, N, train_set.ignore_label, counts)
     scorer = make_scorer(args, checkpoint, ["miou"])
     scorer(G)
-    iou, iou_real = (100 * metrics.class_iou(total)
-                     for total in (scorer.sums["miou"], scorer.real["miou"]))
+    iou = 100 * metrics.class_iou(scorer.sums["miou"])
+    iou_real = 100 * metrics.class_iou(scorer.real["miou"])
     print("Per cent         in real images              in generated images")
     print("class        itself fake  worst mistake   itself fake   best bet     IoU (real)")
     for c, name in enumerate(names):

@@ -6,8 +6,8 @@
 import torch
 from common import datasets, open_model
 
-import sample
 import oasis
+import sample
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from common import make_scorer, open_model
 import oasis
 import sample
 
-WAYS = {                                        # from two noises to one
+WAYS = {                                        # from two noises to one; (C,) or (C, H, W)
     "one end": lambda a, b: a,
     "sphere, half-way": lambda a, b: sample.interpolate(a, b, 3)[1],
     "line, half-way": lambda a, b: (a + b) / 2,
@@ -27,15 +27,15 @@ class Between(torch.nn.Module):
         self.noise_dim, self.pixel_noise = generator.noise_dim, generator.pixel_noise
         self.lengths, self.colours = [], []
 
-    def forward(self, labels, a):
-        """a: the noise of seeds i, which the scorer draws."""
+    def forward(self, labels, noise):
+        """noise: that of the seeds i, which the scorer draws."""
         first = 10_000 + len(self.lengths)
-        b = oasis.draw_noise(range(first, first + len(labels)), labels.shape[1:],
-                             self.noise_dim, self.pixel_noise)
-        z = torch.stack([self.way(*pair) for pair in zip(a, b)])
+        others = oasis.draw_noise(range(first, first + len(labels)), labels.shape[1:],
+                                  self.noise_dim, self.pixel_noise)
+        z = torch.stack([self.way(*pair) for pair in zip(noise, others)])
         images = self.generator(labels, z)
-        # Of the vector at each pixel; the mean over the pixels.
-        self.lengths += z.norm(dim=1).reshape(len(z), -1).mean(1).tolist()
+        at_a_pixel = z.flatten(2)[:, :, 0] if z.ndim == 4 else z                   # (B, C)
+        self.lengths += at_a_pixel.norm(dim=1).tolist()
         self.colours.append(images.mean((2, 3)))
         return images
 
@@ -45,7 +45,8 @@ def main():
     scorer = make_scorer(args, checkpoint)
     for name, way in WAYS.items():
         generator = Between(sample.build_generator(checkpoint), way)
-        scores, spread = scorer(generator), torch.cat(generator.colours).std(0).mean()
+        scores = scorer(generator)
+        spread = torch.cat(generator.colours).std(0).mean()
         print(f"{name:17s} length {sum(generator.lengths) / len(generator.lengths):6.3f}   "
               f"miou {scores['miou']:.3f}   fd_segmenter {scores['fd_segmenter']:6.2f}   "
               f"spread of mean colours {spread:.3f}")

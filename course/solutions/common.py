@@ -2,31 +2,35 @@
 
     python course/solutions/08_mistakes.py                          # the model in assets/toy.pt
     python course/solutions/08_mistakes.py runs/baseline/latest.pt  # or one of your own
+
+Import this module first: it tells Python where oasis.py and the others are.
 """
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))                   # where oasis.py and the others are
+sys.path.insert(0, str(ROOT))
 
-import data  # noqa: E402  (only now is it found)
-import losses  # noqa: E402, F401
+import data  # noqa: E402  (found only now)
 import metrics  # noqa: E402
-import oasis  # noqa: E402
 import sample  # noqa: E402
 import train  # noqa: E402
 
 
-def open_model(text, **others):
-    """Command line -> (arguments, checkpoint). others: {name of a number: (default, help)}."""
+def open_model(text, other=False, **numbers):
+    """Command line -> (arguments, checkpoint). numbers: {name of an option: (default, help)}.
+
+    other: take a second checkpoint, arguments.other, too.
+    """
     parser = argparse.ArgumentParser(description=text,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", type=Path, default=ROOT / "assets" / "toy.pt")
     parser.add_argument("--num-images", type=int, metavar="N", help="score on N (default: all)")
-    for name, (default, what) in others.items():
+    if other:
+        parser.add_argument("other", nargs="?", type=Path, help="a second checkpoint")
+    for name, (default, what) in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=what)
     args = parser.parse_args()
     with data.exit_in_words(Path(sys.argv[0]).name):
@@ -36,17 +40,16 @@ def open_model(text, **others):
 def datasets(checkpoint, size=None):
     """(training set, validation set) of a model, at its own size or another (H, W)."""
     settings, about = checkpoint["settings"], checkpoint["dataset"]
-    return [data.open_dataset(about["preset"], split, size or about["size"],
-                              settings["data_root"] or None, seed=settings["data_seed"])
-            for split in ("train", "val")]
+    both = []
+    for split in ("train", "val"):
+        both.append(data.open_dataset(about["preset"], split, size or about["size"],
+                                      settings["data_root"] or None, seed=settings["data_seed"]))
+    return both
 
 
-def label_batches(checkpoint):
-    """(settings, the batches of label maps that train.py takes batch-norm statistics from)."""
-    known = {field.name for field in dataclasses.fields(train.Settings)}
-    kept = {k: v for k, v in checkpoint["settings"].items() if k in known}
-    settings = train.Settings(**kept)
-    return settings, train.first_label_maps(settings, datasets(checkpoint)[0])
+def settings_of(checkpoint):
+    """The settings of a checkpoint's training, as train.py has them."""
+    return train.Settings(**checkpoint["settings"])
 
 
 def make_scorer(args, checkpoint, names=("miou", "fd_segmenter")):
