@@ -7,6 +7,9 @@
 
 Read from the top: the settings, one step, the average of G, the loop. That is the method. What
 follows serves the loop: the batch, the state of a run and its files, the command line.
+
+A run folder holds latest.pt and best.pt (checkpoints), samples/ (pictures), log.csv (losses),
+scores.csv, curves.png and segmenter.pt (the network that measures mIoU).
 """
 
 import argparse
@@ -99,7 +102,8 @@ PRESETS = {
     "coco-stuff": dict(epochs=100),
     "cityscapes": dict(height=256, width=512, batch_size=20, lr_g=4e-4, lambda_labelmix=5.0,
                        ema_decay=0.999),        # of the released models; the paper says 0.9999
-    "folder": dict(batch_size=8, ema_decay=0.999, workers=2),
+    "folder": dict(batch_size=8, ema_decay=0.999, workers=2, picture_every=1000,
+                   checkpoint_every=1000),
     "small": dict(SHORT, height=96, width=128, workers=0, channels=24, num_blocks=5,
                   spade_hidden=48, d_channels=(48, 96, 128, 192, 256), steps=6000, lr_g=1e-3,
                   lr_d=3e-3, lr_decay=0.75, frozen_norm=0.25, lambda_labelmix=5.0, ema_decay=0.998,
@@ -634,7 +638,7 @@ def save_curves(rows, path):
         axis = axes[0, panels.index(panel)]
         steps, values = zip(*((row["step"], row[name]) for row in rows if name in row))
         axis.plot(steps, values, "-" if name in panels else "--")
-        axis.set_title(panel)
+        axis.set(title=panel, xlabel="step")
     with data.write_whole(path) as partial:
         figure.savefig(partial, dpi=80, format="png", bbox_inches="tight")
 
@@ -701,7 +705,7 @@ def check_settings(settings):
 def parse_settings(argv=None, settings_class=Settings, presets=PRESETS):
     """Command line -> settings. Later ones win: defaults, the preset, what the command line gives.
 
-    With --resume the run's own settings stand in for the first two. UserError.
+    With --resume the run's own settings stand in for the preset. UserError.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default=settings_class.preset)
@@ -711,11 +715,13 @@ def parse_settings(argv=None, settings_class=Settings, presets=PRESETS):
     known, _ = first.parse_known_args(argv)
     run_dir = known.run_dir or f"runs/{known.preset}"
     values = dataclasses.asdict(settings_class())
-    values.update(presets.get(known.preset, {}))
     own = {}
     if known.resume:
+        # A setting that is younger than the run has its default: the preset may have changed since.
         own = sample.load_checkpoint(Path(run_dir, "latest.pt"))["settings"]
         values.update((name, own[name]) for name in values.keys() & own.keys())
+    else:
+        values.update(presets.get(known.preset, {}), preset=known.preset)
     if known.epochs is not None:
         values["steps"] = 0
 

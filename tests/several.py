@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 import data
-import oasis
 import train
 
 context = multiprocessing.get_context("forkserver")

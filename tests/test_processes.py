@@ -16,7 +16,6 @@ import several
 import torch
 
 import data
-import oasis
 import train
 from extras import spade
 from processes import rank_and_size, start_processes

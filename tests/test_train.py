@@ -9,7 +9,6 @@ import resource
 import shutil
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import several
@@ -382,6 +381,16 @@ def test_resuming_goes_on_beyond_the_first_end_with_what_may_change(whole, tmp_p
     same = [torch.equal(old[part]["last.weight"], new[part]["last.weight"])
             for part in ("generator", "discriminator", "ema")]
     assert same == [True, False, False]
+
+
+def test_a_resumed_run_takes_no_setting_from_todays_preset(whole, tmp_path):
+    """A run from before there was pixel noise goes on without, though its preset now has some."""
+    content = checkpoint(whole)
+    assert content["settings"].pop("pixel_noise") == 16
+    (tmp_path / "run").mkdir()
+    torch.save(content, tmp_path / "run" / "latest.pt")
+    s = train.parse_settings(["--run-dir", str(tmp_path / "run"), "--resume"])
+    assert s.pixel_noise == 0 and s.preset == "toy" and s.channels == 2
 
 
 def test_pictures_scores_and_checkpoints_change_no_weight(whole, tmp_path):
