@@ -3,12 +3,12 @@
 All that the two networks are taught (Sec. 2). x is a photograph with its label map t, and
 x̂ = G(z, t) the image that G paints from t and noise z:
 
-    D minimises   real_loss(D(x), t)  +  fake_loss(D(x̂))  +  λ · labelmix_loss   (Eq. 1 + λ · L_cons)
+    D minimises   real_loss(D(x), t)  +  fake_loss(D(x̂))  +  λ · labelmix_loss  (Eq. 1 + λ L_cons)
     G minimises   real_loss(D(x̂), t)                                             (Eq. 2)
 
 D learns to name the class of every pixel of a photograph, and to call every pixel of a painted
-image "fake", class N+1. G learns to paint so that D reads t from its image: for every pixel G is
-told which class D saw instead of the right one. λ weighs LabelMix against the rest; the paper
+image "fake", class N+1. G learns to paint so that D reads t from its image: at every pixel the
+gradient pushes D's answer towards the right class. λ weighs LabelMix against the rest; the paper
 prints no value, the authors' code has 5 or 10.
 
 The functions take D's logits, (B, N+1, H, W); the paper's D(x) is their softmax. Label maps are
@@ -28,15 +28,15 @@ def count_classes(labels, num_classes):
 
 
 def class_weights(labels, num_classes, ignore_label=None, counts=None):
-    """α_c, "the inverse of per-pixel class frequency", counted in the batch (Sec. 2).
+    """α_c, "the inverse of per-pixel class frequency" (Sec. 2), here counted in the batch.
 
-        α_c = B·H·W / (K · pixels of c),      K = number of classes present, without ignore_label
+        α_c = B·H·W / (K · pixels of c),      K = classes present, without ignore_label ("unknown")
 
     Every class that is present gets the same total weight: a car counts as much as the sky. The
     weights average to 1 over the pixels, so the real term stays as large as the fake term. Absent
     classes and ignore_label get 0.
 
-    counts: count_classes of the whole batch, where `labels` is only one process's share of it.
+    counts: count_classes of the whole batch, where several GPUs have a share of `labels` each.
     Returns (N,) floats.
     """
     counts = count_classes(labels, num_classes) if counts is None else counts
@@ -67,8 +67,8 @@ def real_loss(logits, labels, weights):
         − mean over images and pixels of  Σ_{c=1..N} α_c · t_{i,j,c} · log D(·)_{i,j,c}
 
     t is one-hot, so of the sum over c one term is left: the class that the label map names. "Real"
-    are the classes 1..N; the image may be generated. What D gives to "fake" it takes from the right
-    class. So one formula trains D on photographs and G on its own images.
+    are the classes 1..N; the image may be generated. A sure "fake" leaves the right class
+    little. So one formula trains D on photographs and G on its own images.
 
     logits (B, N+1, H, W), labels (B, H, W) int64, weights α (N,). Returns a scalar.
     """
@@ -80,7 +80,7 @@ def real_loss(logits, labels, weights):
 def fake_loss(logits):
     """Second term of Eq. 1, logits of x̂:  − mean over pixels of  log D(x̂)_{i,j,c=N+1}.
 
-    No class weights: a generated image has one class, fake. logits (B, N+1, H, W) -> a scalar.
+    No class weights: its one class is fake, the last channel. logits (B, N+1, H, W) -> a scalar.
     """
     fake = torch.full_like(logits[:, 0], logits.shape[1] - 1, dtype=torch.int64)
     return cross_entropy(logits, fake).mean()
@@ -122,7 +122,7 @@ def labelmix_loss(logits_of_mix, logits_real, logits_fake, mask):
 
 
 def discriminator_losses(logits, labels, weights, mask):
-    """The terms of Eq. 1 + λ · L_cons: real, fake and LabelMix loss, three scalars.
+    """The terms of Eq. 1 + λ · L_cons, without λ: real, fake and LabelMix loss, three scalars.
 
     logits: of x, x̂ and their mixture in one batch (3B, N+1, H, W); (2B, …) without a mixture.
     """

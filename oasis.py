@@ -26,10 +26,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from processes import BatchNorm     # read it as nn.BatchNorm2d(features, affine=False)
+from processes import BatchNorm     # an nn.BatchNorm2d(features, affine=False)
 
 LEAK = 0.2        # slope of every leaky ReLU, in both networks
-INIT_GAIN = 0.02  # gain of the Xavier-normal initial weights
+INIT_GAIN = 0.02  # gain of the Xavier-normal initial weights; spectral norm divides it out again
 
 
 # ---- Building blocks -----------------------------------------------------------------------------
@@ -45,7 +45,7 @@ class Convolution(nn.Conv2d):
 
 
 def convolution(in_channels, out_channels, kernel, spectral, bias=True, stride=1, padding="zeros"):
-    """A convolution that keeps the size (for an odd kernel), with OASIS's initial weights.
+    """A convolution that keeps the size (odd kernel, stride 1), with OASIS's initial weights.
 
     spectral: divide the weight by its largest singular value (Miyato et al., 2018). That bounds how
     fast the output can change with the input, and keeps the training of GANs stable.
@@ -70,7 +70,7 @@ def upsample(x, size):
 
 
 def shrink(condition, s):
-    """Nearest-neighbour shrinking by s keeps every s-th pixel: (B, C, H, W) -> (B, C, H/s, W/s)."""
+    """Label map and noise shrunk by s: every s-th pixel. (B, C, H, W) -> (B, C, H/s, W/s)"""
     return condition[:, :, ::s, ::s].contiguous(memory_format=torch.channels_last)
 
 
@@ -84,7 +84,7 @@ def shrink(condition, s):
 #     channels       3 -> 128  128  256  256  512  512 -> 512  256  256  128  128   64 -> N+1
 #     side         256    128   64   32   16    8    4 |    8   16   32   64  128  256    256
 #
-# Behind each decoder block, but the last, the encoder's features of the same side are concatenated.
+# Behind each decoder block but that of side 256, the encoder's features are concatenated.
 
 
 class DiscriminatorBlock(nn.Module):
@@ -171,16 +171,15 @@ class Discriminator(nn.Module):
 # ---- 3D noise (Sec. 2, "3D noise") ---------------------------------------------------------------
 #
 # One 64-dimensional Gaussian vector per image, repeated at every pixel and concatenated with the
-# label map (Generator.condition): a "3D" tensor of 64 × H × W numbers. G sees this tensor at its
-# input and in every SPADE layer. At test time a second vector may stand inside any region: G is
+# label map (Generator.condition): a "3D" tensor of (64 + N) × H × W numbers. G sees this tensor at
+# its input and in every SPADE layer. At test time a second vector may stand inside any region: G is
 # made of convolutions, so that region changes, and what lies near it (Figure 1).
 #
-# Noise at every pixel is ours. With one vector, G knows nothing that differs between two pixels
-# inside a uniform area, so it cannot paint the random detail of leaves or asphalt. D asks for detail
-# all the same, and G makes it out of positions: stripes and grids. With pixel_noise K, the last K
-# channels are drawn anew at every pixel, in training and ever after. StyleGAN (Karras et al., 2019)
-# has noise at every pixel for the same reason. The vector then decides light and colour, the field
-# texture. The paper's K is 0.
+# Noise at every pixel is ours. With one vector, G can tell two pixels of a uniform area apart by
+# their distances to borders only. It cannot paint the random detail of leaves or asphalt. D asks
+# for detail all the same, and G makes it out of the distances: stripes and grids. With pixel_noise
+# K, the last K channels are drawn anew at every pixel, in training and at test time, as in StyleGAN
+# (Karras et al., 2019). They decide texture, the others light and colour. The paper's K is 0.
 
 
 def noise_from_seeds(seeds, noise_dim=64):
@@ -194,7 +193,7 @@ def draw_noise(seeds, size, noise_dim=64, pixel_noise=0):
     """The noise of one image per seed, a function of the seed and of size (H, W) alone, on the CPU.
 
     Returns noise_from_seeds, (B, C); with pixel_noise K > 0 (B, C, H, W), the first C − K numbers
-    of each vector at every pixel, and a field of independent numbers in each of the last K channels.
+    of each vector at every pixel, and independent numbers in each of the last K channels.
     """
     vectors = noise_from_seeds(seeds, noise_dim)
     if pixel_noise == 0:
@@ -202,7 +201,7 @@ def draw_noise(seeds, size, noise_dim=64, pixel_noise=0):
     noise = vectors[:, :, None, None].repeat(1, 1, *size)                     # (B, C, H, W)
     for image, seed in zip(noise, seeds):
         numbers = torch.Generator().manual_seed(int(seed))
-        torch.randn(noise_dim, generator=numbers, dtype=torch.float32)        # those of the vector
+        torch.randn(noise_dim, generator=numbers, dtype=torch.float32)     # skips the vector's
         image[-pixel_noise:] = torch.randn(pixel_noise, *size, generator=numbers,
                                            dtype=torch.float32)
     return noise
@@ -227,7 +226,7 @@ def local_noise(outside, inside, region):
 class SPADE(nn.Module):
     """Spatially-adaptive normalisation (Park et al., 2019): batch norm, then x · (1 + γ) + β.
 
-    Normalising removes what the label says of a uniform area. Take a map that is all sky: after a
+    Normalising removes what the label says of a uniform area. Take a batch that is all sky: after a
     convolution every pixel has the same value, and value − mean is 0, for sky as for sea. γ and β
     differ from pixel to pixel and put the label back: β is one number at sky, another at sea.
     They are computed from the label map, in OASIS concatenated with the noise.
@@ -292,14 +291,13 @@ class Generator(nn.Module):
     Args:
         num_classes: N, the number of labels in the input, "unknown" included.
         noise_dim: channels C of the noise (the paper: 64). 0 makes a generator without noise.
-        channels: width c of the last block; the first blocks are 16 times as wide.
+        channels: width c of the last block; the first layer is up to 16 times as wide.
         num_blocks: residual blocks. Between two of them the image doubles in size, so the first
             block works at 1/2^(num_blocks−1) of the size, the paper's 1/32.
         spade_hidden: width of the hidden layer inside each SPADE.
         padding: "zeros" (the paper), or "replicate", which is ours. Zeros tell G where the borders
-            of the image are, and G can make frames from that. Repeated pixels do not.
-        pixel_noise: how many of the noise channels differ from pixel to pixel. No layer depends on
-            this number; it says with which noise G was trained (draw_noise).
+            of the image are, and G can paint an edge along them. Repeated pixels do not.
+        pixel_noise: K, the noise that G was trained with (draw_noise). No layer depends on it.
     """
 
     def __init__(self, num_classes, noise_dim=64, channels=64, num_blocks=6, spade_hidden=128,
@@ -351,12 +349,11 @@ class Generator(nn.Module):
 
 
 def count_parameters(network):
-    """The number of numbers that training changes."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def main():
-    """The parameter counts of the paper's models. Table 1 says 94M: G and D of ADE20K are 97M."""
+    """The parameter counts of the paper's models. Table 1 says 94M; we count 97M for ADE20K."""
     print("                    N   generator  discriminator        both")
     for name, n in (("ADE20K", 151), ("COCO-Stuff", 183), ("Cityscapes", 35)):
         with torch.device("meta"):          # tensors that have a shape and no numbers

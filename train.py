@@ -47,7 +47,7 @@ def option(default, text, least=None, most=math.inf):
 
 @dataclasses.dataclass
 class Settings:
-    """Defaults: the authors' model for ADE20K."""
+    """Defaults, before a preset changes them: the authors' model for ADE20K."""
 
     preset: str = option("toy", "which data, with the settings that go with it")
     data_root: str = option("", "folder of the data set; toy needs none")
@@ -55,7 +55,7 @@ class Settings:
     width: int = option(256, "width of the images, a multiple of 2^(num_blocks-1)", 1)
     workers: int = option(8, "processes that load images, for each GPU; changes no result", 0)
 
-    channels: int = option(64, "width of G's last block; the first blocks are 16 times as wide", 1)
+    channels: int = option(64, "width of G's last block; the first is up to 16 times as wide", 1)
     num_blocks: int = option(6, "blocks of G", 1, 12)
     spade_hidden: int = option(128, "width of the hidden layer inside each SPADE", 1)
     noise_dim: int = option(64, "channels of the noise; 0: no noise", 0)
@@ -73,7 +73,7 @@ class Settings:
     lr_decay: float = option(0.0, "share of the steps, at the end, in which both rates fall", 0, 1)
     lambda_labelmix: float = option(10.0, "weight of the LabelMix loss; 0 leaves it out", 0)
     no_class_balance: bool = option(False, "class weight 1 for every class but unknown")
-    frozen_norm: float = option(0.0, "share of the steps, at the end, with frozen batch norm", 0, 1)
+    frozen_norm: float = option(0.0, "share of the steps, at the end, with fixed batch norm", 0, 1)
     ema_decay: float = option(0.9999, "decay of the average of G", 0, 1)
     precision: str = option("fp32", "fp32 (on a GPU: TF32), or bf16: networks in bfloat16")
     compile: bool = option(False, "torch.compile networks and losses: slow start, then faster")
@@ -102,6 +102,7 @@ PRESETS = {
     "coco-stuff": dict(epochs=100),
     "cityscapes": dict(height=256, width=512, batch_size=20, lr_g=4e-4, lambda_labelmix=5.0,
                        ema_decay=0.999),        # of the released models; the paper says 0.9999
+    # One's own photographs: folder has the paper's networks, small has small ones.
     "folder": dict(batch_size=8, ema_decay=0.999, workers=2, picture_every=1000,
                    checkpoint_every=1000),
     "small": dict(SHORT, height=96, width=128, workers=0, channels=24, num_blocks=5,
@@ -158,7 +159,7 @@ def training_step(G, D, optimizer_G, optimizer_D, batch, settings):
 
 
 def set_learning_rates(state, settings):
-    """Constant, as in the paper; or falling to 0 over the last lr_decay of the steps (ours)."""
+    """Constant; or falling towards 0 over the last lr_decay of the steps (ours)."""
     left = (state.total_steps - state.step + 1) / state.total_steps
     factor = min(1, left / settings.lr_decay) if settings.lr_decay else 1
     state.optimizer_G.param_groups[0]["lr"] = settings.lr_g * factor
@@ -167,25 +168,25 @@ def set_learning_rates(state, settings):
 
 # ---- The average of G ----------------------------------------------------------------------------
 #
-# G and D change against each other and do not come to rest. The average of G's weights over the last
-# steps paints better than G after any one of them (Yaz et al., 2018). All images that the paper
-# reports come from the average (Sec. 3).
+# G and D change against each other and do not come to rest. An average of G's weights, mostly of the
+# last steps, paints better than G itself (Yaz et al., 2018). The paper's models use it (Sec. 3).
 #
-# Batch norm needs more than weights. At test time each of its layers subtracts a mean and divides by
-# a deviation that were measured in training. The average has no such statistics of its own, and G's
-# do not fit: they belong to other weights. So before the average is used, it paints training label
-# maps, and the statistics of its layers are measured (as torch.optim.swa_utils.update_bn does).
+# Batch norm needs more than weights. At test time each layer subtracts a mean and divides by a
+# deviation that were measured in training. The average has no such statistics, and those of a G
+# that still changes belong to other weights. So before the average is used, it paints training
+# label maps, and its own are measured (as torch.optim.swa_utils.update_bn does).
 #
 #     update_average       in every step: the weights of the average follow G's
 #     prepare_average      before the average is used: its statistics are measured
-#     freeze_statistics    at the end of a short training (ours): G is measured, too, and from then
-#                          on trains with fixed statistics, as at test time
+#     freeze_statistics    late in a short training (ours): G is measured, too, and trains on with
+#                          fixed statistics. Its weights adapt to them; so they suit the average
 #
-# The toy preset, 1,800 steps, the last half of them with fixed statistics:
+# Whose statistics are used, in the 1,800 steps of the toy preset, half of them with fixed ones
+# (the paper's presets: the first column in training, the last measurement at test time):
 #
 #     step            1 … 900                    901                       902 … 1,800, test time
 #     G               those of each batch        measured, then fixed      fixed
-#     the average     measured before each use   copied from G             copied from G
+#     the average     measured before each use   –                         copied from G
 
 
 @torch.no_grad()
@@ -197,16 +198,16 @@ def update_average(average, G, decay):
 def prepare_average(average, G, label_maps, settings):
     """Give the average its statistics. How often this is called changes no result."""
     for own, of_G in zip(average.buffers(), G.buffers()):
-        own.copy_(of_G)                         # fixed statistics, and vectors of spectral norm
-    if any(layer.training for layer in batch_norms(G)):
+        own.copy_(of_G)                         # statistics, fixed or not; spectral norm's vectors
+    if any(layer.training for layer in batch_norms(G)):           # not fixed: measure its own
         measure_statistics(average, label_maps, settings)
     average.eval()
 
 
 def freeze_statistics(G, state, settings, label_maps):
-    """From state.first_frozen on, G trains with fixed statistics.
+    """From the step state.first_frozen on (toy: 901), G trains with fixed statistics.
 
-    In training, a batch of four is normalised by its own mean, so no image can be far from it. At
+    In training, a small batch is normalised by its own mean, so no image can be far from it. At
     test time the mean is fixed. An image may then be far from it, and gets colours for which D
     never corrected G.
     """
@@ -222,7 +223,8 @@ def measure_statistics(network, label_maps, settings):
     label_maps: this process's share of some training batches, (B, H, W) each.
     """
     device = next(network.parameters()).device
-    for layer in batch_norms(network.train()):
+    network.train()
+    for layer in batch_norms(network):
         layer.reset_running_stats()
         layer.momentum = None                   # all batches count alike
     for i, labels in enumerate(label_maps):
@@ -241,7 +243,7 @@ def batch_norms(network):
 
 
 def make_networks(settings, num_classes):
-    """G and D as the settings say, untrained."""
+    """G and D of the sizes that the settings say, untrained; State applies init_gain."""
     s = settings
     G = oasis.Generator(num_classes, s.noise_dim, s.channels, s.num_blocks, s.spade_hidden,
                         s.padding, s.pixel_noise)
@@ -504,8 +506,8 @@ class State:
 def scale_weights(network, gain):
     """Another gain for the initial weights. Biases stay.
 
-    Layers without spectral norm start with larger outputs. Those with it compute the same, but learn
-    more slowly: Adam's steps stay as large as they were, and change a larger weight by less.
+    Layers without spectral norm start with larger outputs. Those with it compute the same, but
+    learn more slowly: Adam's steps stay as large as they were, and change a larger weight by less.
     """
     for parameter in network.parameters():
         if parameter.ndim > 1:
@@ -553,8 +555,8 @@ def check_same_run(checkpoint, settings, train_set):
     if (about["class_names"], about["ignore_label"]) != (names, train_set.ignore_label):
         raise UserError(f"{settings.data_root}: has other classes than the run {settings.run_dir}")
     if "optimizer_G" not in checkpoint:
-        raise UserError(f"{settings.run_dir}/latest.pt: holds no optimizers, so the training cannot "
-                        f"go on from it")
+        raise UserError(f"{settings.run_dir}/latest.pt: holds no optimizers, so the training "
+                        f"cannot go on from it")
 
 
 def try_to_write(settings, state, dataset):
@@ -581,8 +583,9 @@ def log_losses(state, terms, bar):
     """A row of log.csv: the terms of this step, as means over the processes. UserError."""
     values = mean_over_processes(torch.stack(list(terms.values()))).tolist()
     if not all(map(math.isfinite, values)):
-        raise UserError(f"after step {state.step} a loss is not finite: {dict(zip(terms, values))}. "
-                        f"The last checkpoint is from before; lower learning rates may help")
+        raise UserError(f"after step {state.step} a loss is not finite: "
+                        f"{dict(zip(terms, values))}. The last checkpoint is from before; lower "
+                        f"learning rates may help")
     state.seconds = time.monotonic() - state.began
     state.log.append({"step": state.step, "seconds": round(state.seconds, 1),
                       **dict(zip(terms, values))})
