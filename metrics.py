@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import torchvision
+from matplotlib.figure import Figure
 from torch import nn
 from torch.nn.utils import parametrize
 from tqdm import tqdm
@@ -502,6 +503,28 @@ def show(scorer, scores):
     """The table on the screen. A number without its protocol cannot be compared."""
     for name, value in scores.items():
         print(f"{name:18s} {value:10.4f}   {scorer.protocol.get(name, 'scored before this start')}")
+
+
+def save_curves(rows, ends, path):
+    """A panel for each loss and each score over the steps -> png.
+
+    rows: those of log.csv and scores.csv. Dashed: a score of real images, and `ends`, {name: where
+    a perfect G would end}.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    panels = [name for name in names if name not in ("step", "seconds")
+              and (name.startswith("loss_") or not name.endswith("_real"))]
+    figure = Figure(figsize=(3.2 * len(panels), 3), layout="tight")
+    for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+        for name, style in ((panel, "-"), (f"{panel}_real", "--")):
+            points = [(row["step"], row[name]) for row in rows if name in row]
+            if points and name in (panel, *names):
+                axis.plot(*zip(*points), style)
+        if panel in ends:
+            axis.axhline(ends[panel], linestyle="--")
+        axis.set(xlabel="step", ylabel=panel)
+    with data.write_whole(path) as partial:
+        figure.savefig(partial, dpi=80, format="png")
 
 
 # ---- The command line ----------------------------------------------------------------------------

@@ -11,7 +11,9 @@ With one process all of this does nothing, and BatchNorm is nn.BatchNorm2d.
 """
 
 import os
+import signal
 import sys
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -69,6 +71,25 @@ def average_gradients(network):
     for gradient in gradients:
         gradient.copy_(flat[start:start + gradient.numel()].view_as(gradient))
         start += gradient.numel()
+
+
+@contextmanager
+def catch_signals():
+    """Yields a list that gets an entry at Ctrl-C or SIGTERM: the loop ends after its step."""
+    caught = []
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, lambda number, frame: caught.append(number))
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop_all(signals):
+    """Was any process told to stop? So all of them stop after the same step."""
+    return any(gather(bool(signals)))
 
 
 # ---- Batch norm over the batch of all processes --------------------------------------------------

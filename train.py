@@ -13,20 +13,17 @@ scores.csv, curves.png and segmenter.pt (the network that measures mIoU).
 """
 
 import argparse
-import contextlib
 import copy
 import csv
 import dataclasses
 import hashlib
 import math
-import signal
 import sys
 import time
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import data
@@ -35,7 +32,8 @@ import metrics
 import oasis
 import sample
 from data import UserError
-from processes import average_gradients, gather, mean_over_processes, rank_and_size, start_processes
+from processes import (average_gradients, catch_signals, gather, mean_over_processes, rank_and_size,
+                       start_processes, stop_all)
 
 # ---- Settings ------------------------------------------------------------------------------------
 
@@ -262,6 +260,7 @@ def train(settings, make_networks=make_networks, update=training_step):
     label_maps = first_label_maps(settings, train_set)
     scorer = open_scorer(settings, train_set, val_set, device)
     state = start_or_resume(settings, make_networks, train_set, device)
+    state.ends = perfect_losses(settings, label_maps, train_set) if update is training_step else {}
     G, D, average = state.generator, state.discriminator, state.ema
     batches = training_batches(settings, train_set, state, device)
     stop = False
@@ -413,6 +412,35 @@ def open_scorer(settings, train_set, val_set, device):
                           segmenter_steps=settings.segmenter_steps or None)
 
 
+def perfect_losses(settings, label_maps, train_set):
+    """Where the losses would end if G were perfect: {name: value}, printed once.
+
+    No D could then tell painted from real. It could still name the class c of a pixel, and would
+    give it the odds α_c to 1 against "fake", as the real term has the weight α_c and the fake term
+    has 1. So D says c with probability α / (α + 1), and as means over the pixels
+
+        loss_G = loss_D_real = mean of α · log(1 + 1/α)        loss_D_fake = mean of log(1 + α)
+
+    A D that knows nothing gives log(N + 1) in both. The first loss_G can be far above that: a D
+    with large initial weights is surely wrong at many pixels.
+    """
+    num_classes = train_set.num_classes
+    of_real = of_fake = 0.0
+    for labels in label_maps:
+        counts = sum(gather(losses.count_classes(labels.long(), num_classes)))
+        alpha = losses.class_weights(labels, num_classes, train_set.ignore_label, counts).double()
+        if settings.no_class_balance:
+            alpha = (alpha > 0).double()
+        share = counts / counts.sum() / len(label_maps)
+        of_fake += (share * torch.log1p(alpha)).sum().item()
+        # α · log(1 + 1/α) in a form that is 0 where α is 0.
+        of_real += (share * (alpha * torch.log1p(alpha) - torch.xlogy(alpha, alpha))).sum().item()
+    if rank_and_size()[0] == 0:
+        print(f"with a perfect G: loss_G and loss_D_real {of_real:.2f}, loss_D_fake {of_fake:.2f}; "
+              f"with a D that knows nothing: {math.log(num_classes + 1):.2f}")
+    return {"loss_G": of_real, "loss_D_real": of_real, "loss_D_fake": of_fake}
+
+
 def compile_in_place(G, D):
     """torch.compile, so that checkpoints keep their names. One graph per batch size."""
     G.compile(dynamic=False)
@@ -421,26 +449,15 @@ def compile_in_place(G, D):
     losses.real_loss = torch.compile(losses.real_loss, dynamic=False)
 
 
-@contextlib.contextmanager
-def catch_signals():
-    """Yields a list that gets an entry at Ctrl-C or SIGTERM: the loop ends after its step."""
-    caught = []
-    before = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, lambda number, frame: caught.append(number))
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def stop_all(signals):
-    """Was any process told to stop? So all of them stop after the same step."""
-    return any(gather(bool(signals)))
-
-
 # ---- The state of a run, and its files -----------------------------------------------------------
+#
+# A checkpoint holds all that the rest of a run depends on: both networks, the average, Adam's means
+# of the gradients and of their squares, the step, the settings; and the rows of losses and scores,
+# so that log.csv goes on without a gap. Each process has the same state; the first one writes it.
+#
+# latest.pt is the last state, best.pt that of the best scores. Each file is written beside its
+# place and then moved there (data.write_whole): a run that is killed at any moment leaves the old
+# file or the new one, never half of one.
 
 
 class State:
@@ -536,9 +553,7 @@ def start_or_resume(settings, make_networks, train_set, device):
         state.load(checkpoint)
         # With fewer steps than before, the run may go on in its last part without statistics that
         # were measured. The next step then measures them.
-        old = checkpoint["settings"]
-        before = dataclasses.replace(settings, steps=old["steps"], epochs=old["epochs"],
-                                     frozen_norm=old["frozen_norm"])
+        before = argparse.Namespace(**checkpoint["settings"])
         if state.step < count_steps(before, train_set)[1]:
             state.first_frozen = max(state.first_frozen, state.step + 1)
     else:
@@ -627,23 +642,7 @@ def save_run(settings, state, dataset, latest, best):
             writer.writeheader()
             writer.writerows(rows)
     if state.log or state.scores:
-        save_curves(state.log + state.scores, run_dir / "curves.png")
-
-
-def save_curves(rows, path):
-    """A panel for each loss and each score over the steps, that of real images dashed -> png."""
-    names = list(dict.fromkeys(k for row in rows for k in row if k not in ("step", "seconds")))
-    panels = [name for name in names if name.startswith("loss_") or not name.endswith("_real")]
-    figure = Figure(figsize=(3.2 * len(panels), 3))
-    axes = figure.subplots(1, len(panels), squeeze=False)
-    for name in names:
-        panel = name if name in panels else name.removesuffix("_real")
-        axis = axes[0, panels.index(panel)]
-        steps, values = zip(*((row["step"], row[name]) for row in rows if name in row))
-        axis.plot(steps, values, "-" if name in panels else "--")
-        axis.set(title=panel, xlabel="step")
-    with data.write_whole(path) as partial:
-        figure.savefig(partial, dpi=80, format="png", bbox_inches="tight")
+        metrics.save_curves(state.log + state.scores, state.ends, run_dir / "curves.png")
 
 
 def save_pictures(state, settings, val_set, rows=6, noises=4):
@@ -675,6 +674,10 @@ def finish(state, scorer, stopped):
 
 
 # ---- The command line ----------------------------------------------------------------------------
+#
+# A setting has its default in Settings. The preset replaces some defaults; a run that goes on puts
+# its own settings in their place. What the command line says replaces both. So --help can only
+# tell the values once preset and run are known: the command line is read twice.
 
 CHOICES = {"preset": list(PRESETS), "precision": ["fp32", "bf16"],
            "padding": ["zeros", "replicate"]}

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-import train
+import processes
 from data import UserError
 
 
@@ -91,7 +91,7 @@ def run_jobs(jobs, at_a_time=1):
     free = places(at_a_time)
     running = []                                            # (job, process, core)
     told = False
-    with train.catch_signals() as signals:
+    with processes.catch_signals() as signals:
         while running or (waiting and not signals):
             while waiting and free and not signals:
                 job, core = waiting.pop(0), free.pop(0)

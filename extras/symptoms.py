@@ -9,13 +9,8 @@ weights. --out holds ROW/ (a run each), ROW.png (one label map, its scene, four 
 come), losses.png and symptoms.md: symptom, cause and setting beside the figures. Given again, the
 same command goes on where it stopped. Options that are not named in --help go to every run.
 
-Where the losses would end if G were perfect: no D can then tell real from painted. It can name the
-class c of a pixel, and give it the odds α_c to 1 against "fake", as the real term has the weight
-α_c and the fake term has 1. So, as means over the pixels,
-
-    loss_G = loss_D_real = mean of α · log(1 + 1/α)           loss_D_fake = mean of log(1 + α)
-
-A D that knows nothing gives each of the N + 1 answers the same probability: log(N + 1).
+Where the losses would end if G were perfect, dashed in losses.png: train.perfect_losses. A D that
+knows nothing gives each of the N + 1 answers the same probability: log(N + 1), dotted.
 """
 
 import argparse
@@ -26,11 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 import data
-import losses
 import metrics
 import oasis
 import processes
@@ -94,34 +87,11 @@ ROWS = {
 }
 
 
-# ---- Where a perfect G would end -----------------------------------------------------------------
-
-
-def perfect_losses(batches, num_classes, ignore_label=None, balance=True):
-    """{name of the loss: its value if G were perfect}, means over batches of label maps (B, H, W).
-
-    α is that of each batch, as in training. Pixels of ignore_label have α = 0: D calls them fake,
-    and nothing speaks against it.
-    """
-    of_real = of_fake = 0.0
-    for labels in batches:
-        weights = losses.class_weights(labels, num_classes, ignore_label).double()
-        if not balance:
-            weights = (weights > 0).double()
-        alpha = weights[labels.flatten()]
-        of_fake += torch.log1p(alpha).mean().item() / len(batches)
-        # α · log(1 + 1/α) as α · (log(1 + α) − log α), which is 0 at α = 0.
-        real = alpha * torch.log1p(alpha) - torch.special.xlogy(alpha, alpha)
-        of_real += real.mean().item() / len(batches)
-    return {"loss_G": of_real, "loss_D_real": of_real, "loss_D_fake": of_fake}
-
-
 def ends_of(settings, train_set, count=50):
-    """perfect_losses of the first `count` batches of a training."""
+    """train.perfect_losses of the first `count` batches of a training."""
     batches = train.load_batches(settings, train_set)
     label_maps = [next(batches)[1] for _ in range(count)]
-    return perfect_losses(label_maps, train_set.num_classes, train_set.ignore_label,
-                          not settings.no_class_balance)
+    return train.perfect_losses(settings, label_maps, train_set)
 
 
 # ---- One row -------------------------------------------------------------------------------------

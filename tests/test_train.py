@@ -3,12 +3,14 @@
 import copy
 import csv
 import dataclasses
+import math
 import os
 import re
 import resource
 import shutil
 import signal
 import time
+import types
 
 import pytest
 import several
@@ -287,6 +289,59 @@ def test_a_signal_in_the_last_step_is_the_end_of_a_whole_run_and_handlers_are_as
         return train.training_step(*arguments)
     assert train.train(settings(tmp_path, "--steps", 2), update=update) is not None
     assert checkpoint(tmp_path)["step"] == 2 and signal.getsignal(signal.SIGTERM) is before
+
+
+def perfect(labels, ignore_label, *options):
+    """train.perfect_losses of one batch of three classes."""
+    dataset = types.SimpleNamespace(num_classes=3, ignore_label=ignore_label)
+    return train.perfect_losses(settings("unused", *options), [labels.to(torch.uint8)], dataset)
+
+
+def test_no_logits_do_better_against_a_perfect_generator(capsys):
+    """The best logits, found by descent on our losses, where real and painted are alike."""
+    labels = torch.ones(2, 8, 8, dtype=torch.int64)
+    labels[0, :2], labels[:, 7] = 2, 0                     # a rare class, an ignored one
+    weights = losses.class_weights(labels, 3, ignore_label=0)
+    # D knows the class of every pixel: one row of logits for each class, learned.
+    logits = torch.zeros(3, 4, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logits], max_iter=300, line_search_fn="strong_wolfe")
+
+    def terms():
+        image = logits[labels].permute(0, 3, 1, 2)
+        return losses.real_loss(image, labels, weights), losses.fake_loss(image)
+
+    def closure():
+        optimizer.zero_grad()
+        sum(terms()).backward()
+        return sum(terms())
+
+    optimizer.step(closure)
+    ends = perfect(labels, 0)
+    of_real, of_fake = (term.item() for term in terms())
+    assert ends["loss_D_real"] == ends["loss_G"] == pytest.approx(of_real, abs=1e-3)
+    assert ends["loss_D_fake"] == pytest.approx(of_fake, abs=1e-3)
+    assert f"loss_D_fake {of_fake:.2f}" in capsys.readouterr().out
+    # Without balance the odds are 1 to 1; without a pixel to learn from there is no loss.
+    even = perfect(labels, None, "--no-class-balance")
+    assert list(even.values()) == pytest.approx([math.log(2)] * 3)
+    assert set(perfect(torch.zeros_like(labels), 0).values()) == {0.0}
+
+
+def test_curves_show_each_value_and_what_it_is_measured_by(tmp_path, monkeypatch):
+    figures = []
+    save = metrics.Figure.savefig
+    monkeypatch.setattr(metrics.Figure, "savefig",
+                        lambda figure, *a, **k: (figures.append(figure), save(figure, *a, **k)))
+    log = [{"step": 1, "seconds": 2.0, "loss_G": 3.0}, {"step": 2, "seconds": 3.0, "loss_G": 4.0}]
+    log += [{"step": 2, "miou": 0.5, "miou_real": 0.6, "d_miou": 0.1}]
+    metrics.save_curves(log, {"loss_G": 0.7}, tmp_path / "curves.png")
+    shown = {}
+    for axis in figures[0].axes:
+        assert axis.get_xlabel() == "step"
+        shown[axis.get_ylabel()] = [(line.get_linestyle(), *line.get_ydata())
+                                    for line in axis.lines]
+    assert shown == {"loss_G": [("-", 3.0, 4.0), ("--", 0.7, 0.7)],
+                     "miou": [("-", 0.5), ("--", 0.6)], "d_miou": [("-", 0.1)]}
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint_whole(whole, tmp_path):
