@@ -461,7 +461,16 @@ def compile_in_place(G, D):
 
 
 class State:
-    """What training changes: G, D, the average of G, two optimizers, counters, the rows so far."""
+    """What training changes, and what a checkpoint keeps.
+
+        generator, discriminator       G and D
+        ema                            the average of G, an exponential moving average
+        optimizer_G, optimizer_D       Adam, with its moments
+        step, seconds                  how far the run is, in all its starts together
+        log, scores                    the rows of log.csv and scores.csv so far
+
+    start_or_resume adds what follows from the settings: total_steps and first_frozen.
+    """
 
     PARTS = ("generator", "discriminator", "ema", "optimizer_G", "optimizer_D")
     VALUES = ("step", "seconds", "log", "scores")
@@ -584,7 +593,10 @@ def try_to_write(settings, state, dataset):
 
 
 def check_weights(state):
-    """Before a checkpoint: all numbers are finite, and the same in every process. UserError."""
+    """Before a checkpoint: all numbers are finite, and the same in every process. UserError.
+
+    So latest.pt is always a state that a run can go on from.
+    """
     for network in (state.generator, state.discriminator, state.ema):
         total = sum(tensor.double().abs().sum() for tensor in network.state_dict().values())
         checksums = gather(total.item())
