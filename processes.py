@@ -114,8 +114,8 @@ class MeanOverProcesses(torch.autograd.Function):
 class BatchNorm(nn.BatchNorm2d):
     """nn.BatchNorm2d without scale and shift, over the batch of all processes together.
 
-    Every process has an equal share of the batch. The buffers are those of nn.BatchNorm2d. Only
-    with momentum None they differ: they are then the statistics of all batches seen, taken as one.
+    Every process has an equal share. The buffers are those of nn.BatchNorm2d; only with momentum
+    None they differ: they are then the statistics of all batches seen, taken as one.
     """
 
     def __init__(self, features):
@@ -123,8 +123,7 @@ class BatchNorm(nn.BatchNorm2d):
 
     def forward(self, x):
         """x (B, C, h, w) -> the same shape; in eval mode by the statistics kept in training."""
-        alone = rank_and_size()[1] == 1
-        if not self.training or (alone and self.momentum is not None):
+        if not self.training or (rank_and_size()[1] == 1 and self.momentum is not None):
             return super().forward(x)
         # Sums over many pixels need more digits than bfloat16 has.
         wide = x.to(self.running_mean.dtype)

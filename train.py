@@ -490,6 +490,7 @@ class State:
         self.optimizer_D = torch.optim.Adam(D.parameters(), betas=betas, fused=True)
         self.step, self.seconds = 0, 0.0
         self.log, self.scores = [], []              # rows of log.csv and scores.csv
+        self.last_file = Path(settings.run_dir, "latest.pt")
 
     def due(self, every):
         """Is this one of every so many steps, or the last?"""
@@ -602,8 +603,8 @@ def check_weights(state):
         checksums = gather(total.item())
         if not math.isfinite(sum(checksums)) or len(set(checksums)) > 1:
             raise UserError(f"after step {state.step} weights are not finite, or not the same in "
-                            f"all processes: checksums {checksums}. The last checkpoint is from "
-                            f"before; lower learning rates may help")
+                            f"all processes: checksums {checksums}. The last checkpoint, "
+                            f"{state.last_file}, is from before; lower learning rates may help")
 
 
 def log_losses(state, terms, bar):
@@ -611,8 +612,8 @@ def log_losses(state, terms, bar):
     values = mean_over_processes(torch.stack(list(terms.values()))).tolist()
     if not all(map(math.isfinite, values)):
         raise UserError(f"after step {state.step} a loss is not finite: "
-                        f"{dict(zip(terms, values))}. The last checkpoint is from before; lower "
-                        f"learning rates may help")
+                        f"{dict(zip(terms, values))}. The last checkpoint, "
+                        f"{state.last_file}, is from before; lower learning rates may help")
     state.seconds = time.monotonic() - state.began
     state.log.append({"step": state.step, "seconds": round(state.seconds, 1),
                       **dict(zip(terms, values))})
