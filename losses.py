@@ -11,9 +11,9 @@ image "fake", class N+1. G learns to paint so that D reads t from its image: at 
 gradient pushes D's answer towards the right class. λ weighs LabelMix against the rest; the paper
 prints no value, the authors' code has 5 or 10.
 
-The functions take D's logits, (B, N+1, H, W); the paper's D(x) is their softmax. Label maps are
-(B, H, W) int64. Where Eq. 1 and 2 sum over pixels, we take the mean, so that a loss does not depend
-on the image size.
+D(·) stands for D's logits here, (B, N+1, H, W); the paper's D(·) is their softmax. α weighs the
+classes, see below. Label maps are (B, H, W) int64. Where Eq. 1 and 2 sum over pixels, we take the
+mean, so that a loss does not depend on the image size.
 """
 
 import torch
@@ -33,10 +33,10 @@ def class_weights(labels, num_classes, ignore_label=None, counts=None):
         α_c = B·H·W / (K · pixels of c),      K = classes present, without ignore_label ("unknown")
 
     Every class that is present gets the same total weight: a car counts as much as the sky. The
-    weights average to 1 over the pixels, so the real term stays as large as the fake term. Absent
+    weights average to 1 over the pixels, so the real term weighs as much as the fake term. Absent
     classes and ignore_label get 0.
 
-    counts: count_classes of the whole batch, where several GPUs have a share of `labels` each.
+    counts: count_classes of the whole batch, where `labels` is only this GPU's share of it.
     Returns (N,) floats.
     """
     counts = count_classes(labels, num_classes) if counts is None else counts
@@ -66,14 +66,14 @@ def real_loss(logits, labels, weights):
 
         − mean over images and pixels of  Σ_{c=1..N} α_c · t_{i,j,c} · log D(·)_{i,j,c}
 
-    t is one-hot, so of the sum over c one term is left: the class that the label map names. "Real"
-    are the classes 1..N; the image may be generated. A sure "fake" leaves the right class
-    little. So one formula trains D on photographs and G on its own images.
+    t is one-hot: of the sum over c one term is left, the log-probability of the class in the label
+    map. To raise it D must name the classes of a photograph, and G must paint so that D names them
+    and does not say "fake" or another class. So one formula serves both.
 
     logits (B, N+1, H, W), labels (B, H, W) int64, weights α (N,). Returns a scalar.
     """
     # The mean runs over all pixels, those of weight 0 included. F.cross_entropy(weight=α) would
-    # divide by the sum of weights: the same for a whole batch, but not for a process's share.
+    # divide by the sum of weights, which differs from one process's share of a batch to the next.
     return (weights[labels.flatten()] * cross_entropy(logits, labels)).mean()
 
 
@@ -122,7 +122,7 @@ def labelmix_loss(logits_of_mix, logits_real, logits_fake, mask):
 
 
 def discriminator_losses(logits, labels, weights, mask):
-    """The terms of Eq. 1 + λ · L_cons, without λ: real, fake and LabelMix loss, three scalars.
+    """The terms that D minimises: real loss, fake loss and LabelMix loss (before λ), three scalars.
 
     logits: of x, x̂ and their mixture in one batch (3B, N+1, H, W); (2B, …) without a mixture.
     """

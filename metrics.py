@@ -324,7 +324,7 @@ def find_segmenter(dataset, device, run_dir=None, steps=None, workers=0):
             content = sample.read_tensors(path)
         if content and (content.get("digest") != digest or steps not in (None, content["steps"])):
             say(f"{path}: learned from other data, or in another number of steps, than asked now, "
-                f"so a new one is trained; scores from before cannot be compared with those to come")
+                f"so a new one is trained; scores from before cannot be compared with new ones")
             content = {}
     content = gather(content)[0]
     if not content:

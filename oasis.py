@@ -10,8 +10,8 @@ here are the ones of the authors' released models.
 
 Conventions, the same in all files:
 
-    label map t  (B, H, W) int64, values 0 … N−1. The paper's one-hot t_{i,j,c} is 1 where it is c.
-                 N counts every label that G can see, "unknown" included where there is one
+    label map t  (B, H, W) int64, values 0 … N−1. The paper's one-hot t_{i,j,c} is 1 where t is c.
+                 N includes "unknown" where there is one; D's output for it has weight 0
     image x      (B, 3, H, W) float in [−1, 1], RGB; x̂ = G(z, t) is an image painted by G
     noise z      (B, C), one vector per image, or (B, C, H, W), one per pixel; the paper's C is 64
     logits       (B, N+1, H, W), what D computes; the paper's D(x) is their softmax over channels.
@@ -26,10 +26,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from processes import BatchNorm     # an nn.BatchNorm2d(features, affine=False)
+from processes import BatchNorm     # nn.BatchNorm2d(affine=False), over the batch of all GPUs
 
 LEAK = 0.2        # slope of every leaky ReLU, in both networks
-INIT_GAIN = 0.02  # gain of the Xavier-normal initial weights; spectral norm divides it out again
+INIT_GAIN = 0.02  # of Xavier-normal weights; under spectral norm only learning speed depends on it
 
 
 # ---- Building blocks -----------------------------------------------------------------------------
@@ -48,7 +48,8 @@ def convolution(in_channels, out_channels, kernel, spectral, bias=True, stride=1
     """A convolution that keeps the size (odd kernel, stride 1), with OASIS's initial weights.
 
     spectral: divide the weight by its largest singular value (Miyato et al., 2018). That bounds how
-    fast the output can change with the input, and keeps the training of GANs stable.
+    fast the output can change with the input, and keeps the training of GANs stable. stride: for
+    the other methods in extras/.
     """
     layer = Convolution(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=bias,
                         padding_mode=padding if kernel > 1 else "zeros")
@@ -172,8 +173,8 @@ class Discriminator(nn.Module):
 #
 # One 64-dimensional Gaussian vector per image, repeated at every pixel and concatenated with the
 # label map (Generator.condition): a "3D" tensor of (64 + N) × H × W numbers. G sees this tensor at
-# its input and in every SPADE layer. At test time a second vector may stand inside any region: G is
-# made of convolutions, so that region changes, and what lies near it (Figure 1).
+# its input and in every SPADE layer. At test time a second vector may stand inside any region. As G
+# is made of convolutions, only this region changes, and what is near it (Figure 1).
 #
 # Noise at every pixel is ours. With one vector, G can tell two pixels of a uniform area apart by
 # their distances to borders only. It cannot paint the random detail of leaves or asphalt. D asks
@@ -192,18 +193,17 @@ def noise_from_seeds(seeds, noise_dim=64):
 def draw_noise(seeds, size, noise_dim=64, pixel_noise=0):
     """The noise of one image per seed, a function of the seed and of size (H, W) alone, on the CPU.
 
-    Returns noise_from_seeds, (B, C); with pixel_noise K > 0 (B, C, H, W), the first C − K numbers
-    of each vector at every pixel, and independent numbers in each of the last K channels.
+    Returns noise_from_seeds, (B, C). With pixel_noise K > 0, (B, C, H, W): the first C − K numbers
+    of each vector, repeated, and in the last K channels a new number at every pixel.
     """
     vectors = noise_from_seeds(seeds, noise_dim)
     if pixel_noise == 0:
         return vectors
     noise = vectors[:, :, None, None].repeat(1, 1, *size)                     # (B, C, H, W)
-    for image, seed in zip(noise, seeds):
-        numbers = torch.Generator().manual_seed(int(seed))
-        torch.randn(noise_dim, generator=numbers, dtype=torch.float32)     # skips the vector's
-        image[-pixel_noise:] = torch.randn(pixel_noise, *size, generator=numbers,
-                                           dtype=torch.float32)
+    for z, seed in zip(noise, seeds):
+        rng = torch.Generator().manual_seed(int(seed))
+        torch.randn(noise_dim, generator=rng, dtype=torch.float32)       # past those of the vector
+        z[-pixel_noise:] = torch.randn(pixel_noise, *size, generator=rng, dtype=torch.float32)
     return noise
 
 
@@ -226,8 +226,8 @@ def local_noise(outside, inside, region):
 class SPADE(nn.Module):
     """Spatially-adaptive normalisation (Park et al., 2019): batch norm, then x · (1 + γ) + β.
 
-    Normalising removes what the label says of a uniform area. Take a batch that is all sky: after a
-    convolution every pixel has the same value, and value − mean is 0, for sky as for sea. γ and β
+    Normalising removes what the label says of a uniform area. Take label maps that are all sky, and
+    no noise: convolved, all pixels are equal, and value − mean is 0, for sky as for sea. γ and β
     differ from pixel to pixel and put the label back: β is one number at sky, another at sea.
     They are computed from the label map, in OASIS concatenated with the noise.
     """
@@ -291,9 +291,9 @@ class Generator(nn.Module):
     Args:
         num_classes: N, the number of labels in the input, "unknown" included.
         noise_dim: channels C of the noise (the paper: 64). 0 makes a generator without noise.
-        channels: width c of the last block; the first layer is up to 16 times as wide.
+        channels: width of the last block; the first layer is up to 16 times as wide.
         num_blocks: residual blocks. Between two of them the image doubles in size, so the first
-            block works at 1/2^(num_blocks−1) of the size, the paper's 1/32.
+            block works at 1/2^(num_blocks−1) of the size, by default 1/32.
         spade_hidden: width of the hidden layer inside each SPADE.
         padding: "zeros" (the paper), or "replicate", which is ours. Zeros tell G where the borders
             of the image are, and G can paint an edge along them. Repeated pixels do not.
@@ -325,10 +325,10 @@ class Generator(nn.Module):
         H and W should be multiples of `size_multiple`, as in training (sample.paint sees to that).
         """
         condition = self.condition(labels, noise)                         # (B, C+N, H, W)
-        x = self.first(shrink(condition, self.size_multiple))             # (B, 16c, H/32, W/32)
+        x = self.first(shrink(condition, self.size_multiple))             # (B, 1024, H/32, W/32)
         for i, block in enumerate(self.blocks):
             here = shrink(condition, self.size_multiple // 2 ** i)        # (B, C+N, h, w)
-            x = block(upsample(x, here.shape[2:]), here)                  # … (B, c, H, W)
+            x = block(upsample(x, here.shape[2:]), here)                  # … (B, 64, H, W)
         return torch.tanh(self.last(leaky_relu(x)))                       # (B, 3, H, W)
 
     def condition(self, labels, noise):
@@ -353,7 +353,7 @@ def count_parameters(network):
 
 
 def main():
-    """The parameter counts of the paper's models. Table 1 says 94M; we count 97M for ADE20K."""
+    """The parameter counts of the paper's models. Table 1 says 94M; we count 93M to 97M, by N."""
     print("                    N   generator  discriminator        both")
     for name, n in (("ADE20K", 151), ("COCO-Stuff", 183), ("Cityscapes", 35)):
         with torch.device("meta"):          # tensors that have a shape and no numbers

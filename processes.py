@@ -87,8 +87,8 @@ def catch_signals():
             signal.signal(number, handler)
 
 
-def stop_all(signals):
-    """Was any process told to stop? So all of them stop after the same step."""
+def any_stop(signals):
+    """Was any process told to stop? All of them get the same answer, and stop together."""
     return any(gather(bool(signals)))
 
 

@@ -32,8 +32,8 @@ import metrics
 import oasis
 import sample
 from data import UserError
-from processes import (average_gradients, catch_signals, gather, mean_over_processes, rank_and_size,
-                       start_processes, stop_all)
+from processes import (any_stop, average_gradients, catch_signals, gather, mean_over_processes,
+                       rank_and_size, start_processes)
 
 # ---- Settings ------------------------------------------------------------------------------------
 
@@ -45,7 +45,7 @@ def option(default, text, least=None, most=math.inf):
 
 @dataclasses.dataclass
 class Settings:
-    """Defaults, before a preset changes them: the authors' model for ADE20K."""
+    """Defaults are the authors' model for ADE20K. A preset, toy unless named, changes them."""
 
     preset: str = option("toy", "which data, with the settings that go with it")
     data_root: str = option("", "folder of the data set; toy needs none")
@@ -57,9 +57,9 @@ class Settings:
     num_blocks: int = option(6, "blocks of G", 1, 12)
     spade_hidden: int = option(128, "width of the hidden layer inside each SPADE", 1)
     noise_dim: int = option(64, "channels of the noise; 0: no noise", 0)
-    pixel_noise: int = option(0, "how many of them are drawn anew at every pixel (ours)", 0)
+    pixel_noise: int = option(0, "noise channels that are drawn anew at every pixel (ours)", 0)
     d_channels: tuple = option((128, 128, 256, 256, 512, 512), "widths of D's encoder blocks", 2)
-    padding: str = option("zeros", "G's padding: zeros, or replicate (ours), which avoids frames")
+    padding: str = option("zeros", "G's padding: zeros; or replicate (ours): no lines at borders")
     init_gain: tuple = option((0.02, 0.02), "Xavier gain of the initial weights, of G and of D", 0)
 
     epochs: int = option(200, "passes over the training images", 1)
@@ -71,7 +71,7 @@ class Settings:
     lr_decay: float = option(0.0, "share of the steps, at the end, in which both rates fall", 0, 1)
     lambda_labelmix: float = option(10.0, "weight of the LabelMix loss; 0 leaves it out", 0)
     no_class_balance: bool = option(False, "class weight 1 for every class but unknown")
-    frozen_norm: float = option(0.0, "share of the steps, at the end, with fixed batch norm", 0, 1)
+    frozen_norm: float = option(0.0, "share of steps, at the end, with fixed statistics", 0, 1)
     ema_decay: float = option(0.9999, "decay of the average of G", 0, 1)
     precision: str = option("fp32", "fp32 (on a GPU: TF32), or bf16: networks in bfloat16")
     compile: bool = option(False, "torch.compile networks and losses: slow start, then faster")
@@ -84,8 +84,8 @@ class Settings:
     picture_every: int = option(5000, "steps between two grids of pictures", 1)
     score_every: int = option(5000, "steps between two scorings", 1)
     checkpoint_every: int = option(5000, "steps between two checkpoints", 1)
-    metrics: str = option("miou,fd_segmenter,fid", "scores, separated by commas, or none")
-    segmenter_steps: int = option(0, "training of the network behind mIoU (0: by image size)", 0)
+    metrics: str = option("miou,fd_segmenter,fid", "scores of metrics.py, with commas, or none")
+    segmenter_steps: int = option(0, "training steps of mIoU's network (0: by image size)", 0)
 
     def __post_init__(self):
         check_settings(self)
@@ -93,26 +93,26 @@ class Settings:
 
 # The paper prints the decay of the average (0.9999) and 64 noise channels, and follows "the
 # experimental setting of (Park et al., 2019)" (Sec. 3). Learning rates, batch sizes, epochs and λ
-# are those of the authors' code. What toy and small change, and why: results/LOG.md.
-SHORT = dict(padding="replicate", pixel_noise=16, init_gain=(1.0, 5.0), batch_size=4, beta2=0.99)
+# are those of the authors' code. toy and small have thousands of steps, not 100,000s, and so must
+# learn faster; results/LOG.md explains each change. fd_segmenter and d_miou: metrics.METRICS.
+SHORT = dict(padding="replicate", pixel_noise=16, init_gain=(1.0, 5.0), batch_size=4, beta2=0.99,
+             workers=0, log_every=10, picture_every=100, checkpoint_every=100,
+             metrics="miou,fd_segmenter,d_miou")
 PRESETS = {
     "ade20k": {},
     "coco-stuff": dict(epochs=100),
     "cityscapes": dict(height=256, width=512, batch_size=20, lr_g=4e-4, lambda_labelmix=5.0,
-                       ema_decay=0.999),        # of the released models; the paper says 0.9999
+                       ema_decay=0.999),        # ema_decay: the released models'; paper: 0.9999
     # One's own photographs: folder has the paper's networks, small has small ones.
     "folder": dict(batch_size=8, ema_decay=0.999, workers=2, picture_every=1000,
                    checkpoint_every=1000),
-    "small": dict(SHORT, height=96, width=128, workers=0, channels=24, num_blocks=5,
-                  spade_hidden=48, d_channels=(48, 96, 128, 192, 256), steps=6000, lr_g=1e-3,
-                  lr_d=3e-3, lr_decay=0.75, frozen_norm=0.25, lambda_labelmix=5.0, ema_decay=0.998,
-                  log_every=10, picture_every=100, score_every=1000, checkpoint_every=100,
-                  metrics="miou,fd_segmenter,d_miou"),
-    "toy": dict(SHORT, height=64, width=64, workers=0, channels=16, num_blocks=4, spade_hidden=32,
+    "small": dict(SHORT, height=96, width=128, channels=24, num_blocks=5, spade_hidden=48,
+                  d_channels=(48, 96, 128, 192, 256), steps=6000, lr_g=1e-3, lr_d=3e-3,
+                  lr_decay=0.75, frozen_norm=0.25, lambda_labelmix=5.0, ema_decay=0.998,
+                  score_every=1000),
+    "toy": dict(SHORT, height=64, width=64, channels=16, num_blocks=4, spade_hidden=32,
                 d_channels=(32, 64, 96, 128), steps=1800, lr_g=2e-3, lr_d=5e-3, lr_decay=1.0,
-                frozen_norm=0.5, lambda_labelmix=2.0, ema_decay=0.995, log_every=10,
-                picture_every=100, score_every=600, checkpoint_every=100,
-                metrics="miou,fd_segmenter,d_miou"),
+                frozen_norm=0.5, lambda_labelmix=2.0, ema_decay=0.995, score_every=600),
 }
 
 
@@ -157,7 +157,7 @@ def training_step(G, D, optimizer_G, optimizer_D, batch, settings):
 
 
 def set_learning_rates(state, settings):
-    """Constant; or falling towards 0 over the last lr_decay of the steps (ours)."""
+    """Constant; or (ours) falling to about 0 over a last part of the steps, the share lr_decay."""
     left = (state.total_steps - state.step + 1) / state.total_steps
     factor = min(1, left / settings.lr_decay) if settings.lr_decay else 1
     state.optimizer_G.param_groups[0]["lr"] = settings.lr_g * factor
@@ -166,25 +166,25 @@ def set_learning_rates(state, settings):
 
 # ---- The average of G ----------------------------------------------------------------------------
 #
-# G and D change against each other and do not come to rest. An average of G's weights, mostly of the
-# last steps, paints better than G itself (Yaz et al., 2018). The paper's models use it (Sec. 3).
+# G and D change against each other and do not come to rest. An average of G's weights, mostly of
+# late steps, paints better than G itself (Yaz et al., 2018). The paper's models use it (Sec. 3).
 #
 # Batch norm needs more than weights. At test time each layer subtracts a mean and divides by a
 # deviation that were measured in training. The average has no such statistics, and those of a G
-# that still changes belong to other weights. So before the average is used, it paints training
-# label maps, and its own are measured (as torch.optim.swa_utils.update_bn does).
+# that still changes belong to other weights. So before each use the average paints from training
+# label maps, and its statistics are measured (as torch.optim.swa_utils.update_bn does).
 #
 #     update_average       in every step: the weights of the average follow G's
 #     prepare_average      before the average is used: its statistics are measured
-#     freeze_statistics    late in a short training (ours): G is measured, too, and trains on with
-#                          fixed statistics. Its weights adapt to them; so they suit the average
+#     freeze_statistics    late in a short training (ours): G is measured, too, and then trains with
+#                          these statistics fixed. G's weights adapt to them; so does their average
 #
-# Whose statistics are used, in the 1,800 steps of the toy preset, half of them with fixed ones
-# (the paper's presets: the first column in training, the last measurement at test time):
+# The statistics in use, in the 1,800 steps of the toy preset, which fixes them from step 901 on
+# (the paper's presets never do: the first column, and at test time what was measured last):
 #
 #     step            1 … 900                    901                       902 … 1,800, test time
 #     G               those of each batch        measured, then fixed      fixed
-#     the average     measured before each use   –                         copied from G
+#     the average     measured before each use   copied from G             copied from G
 
 
 @torch.no_grad()
@@ -194,7 +194,7 @@ def update_average(average, G, decay):
 
 
 def prepare_average(average, G, label_maps, settings):
-    """Give the average its statistics. How often this is called changes no result."""
+    """Give the average its statistics, from scratch: earlier calls leave no trace."""
     for own, of_G in zip(average.buffers(), G.buffers()):
         own.copy_(of_G)                         # statistics, fixed or not; spectral norm's vectors
     if any(layer.training for layer in batch_norms(G)):           # not fixed: measure its own
@@ -205,9 +205,9 @@ def prepare_average(average, G, label_maps, settings):
 def freeze_statistics(G, state, settings, label_maps):
     """From the step state.first_frozen on (toy: 901), G trains with fixed statistics.
 
-    In training, a small batch is normalised by its own mean, so no image can be far from it. At
-    test time the mean is fixed. An image may then be far from it, and gets colours for which D
-    never corrected G.
+    In training, a small batch is normalised by its own mean, which each image pulls towards itself.
+    At test time nothing pulls: an image may lie farther from the mean than any did in training, and
+    get colours that D never saw and so never corrected.
     """
     if state.step == state.first_frozen:
         measure_statistics(G, label_maps, settings)
@@ -224,7 +224,7 @@ def measure_statistics(network, label_maps, settings):
     network.train()
     for layer in batch_norms(network):
         layer.reset_running_stats()
-        layer.momentum = None                   # all batches count alike
+        layer.momentum = None                   # all batches together count as one (BatchNorm)
     for i, labels in enumerate(label_maps):
         noise = training_noise(settings, network, "average", i)
         network(labels.to(device, torch.int64), noise.to(device))
@@ -260,7 +260,7 @@ def train(settings, make_networks=make_networks, update=training_step):
     label_maps = first_label_maps(settings, train_set)
     scorer = open_scorer(settings, train_set, val_set, device)
     state = start_or_resume(settings, make_networks, train_set, device)
-    state.ends = perfect_losses(settings, label_maps, train_set) if update is training_step else {}
+    state.perfect = perfect_losses(update, settings, label_maps, train_set)     # for curves.png
     G, D, average = state.generator, state.discriminator, state.ema
     batches = training_batches(settings, train_set, state, device)
     stop = False
@@ -276,18 +276,18 @@ def train(settings, make_networks=make_networks, update=training_step):
             # ---- Update D and G, then the average of G.
             terms = update(G, D, state.optimizer_G, state.optimizer_D, batch, settings)
             update_average(average, G, settings.ema_decay)
-            stop = stop_all(signals) and state.step < state.total_steps
 
-            # ---- Log the losses.
+            # ---- Log the losses. A signal, such as that of Ctrl-C, ends the loop after this step.
+            stop = any_stop(signals)
             if state.due(settings.log_every):
                 log_losses(state, terms, bar)
 
-            # ---- Prepare the average, where it is used now.
+            # ---- Prepare the average, if it is used now.
             paint, save = state.due(settings.picture_every), state.due(settings.checkpoint_every)
             score = scorer is not None and state.due(settings.score_every)
             if paint or score or save or stop:
                 prepare_average(average, G, label_maps, settings)
-                check_weights(state)
+                check_finite(state)
 
             # ---- Paint, score, save.
             if paint:
@@ -295,9 +295,9 @@ def train(settings, make_networks=make_networks, update=training_step):
             if score:
                 log_scores(state, scorer(average, D), bar)
             if save or score or stop:
-                save_run(settings, state, val_set, latest=save or stop, best=score)
+                save_run(settings, state, val_set, latest=save or stop, scored=score)
             bar.update()
-    return finish(state, scorer, stop)
+    return finish(state, scorer)
 
 
 # ==================================================================================================
@@ -412,8 +412,10 @@ def open_scorer(settings, train_set, val_set, device):
                           segmenter_steps=settings.segmenter_steps or None)
 
 
-def perfect_losses(settings, label_maps, train_set):
+def perfect_losses(update, settings, label_maps, train_set):
     """Where the losses would end if G were perfect: {name: value}, printed once.
+
+    {} for a variant of the method, whose losses are others.
 
     No D could then tell painted from real. It could still name the class c of a pixel, and would
     give it the odds α_c to 1 against "fake", as the real term has the weight α_c and the fake term
@@ -424,6 +426,8 @@ def perfect_losses(settings, label_maps, train_set):
     A D that knows nothing gives log(N + 1) in both. The first loss_G can be far above that: a D
     with large initial weights is surely wrong at many pixels.
     """
+    if update is not training_step:
+        return {}
     num_classes = train_set.num_classes
     of_real = of_fake = 0.0
     for labels in label_maps:
@@ -593,7 +597,7 @@ def try_to_write(settings, state, dataset):
         path.unlink()
 
 
-def check_weights(state):
+def check_finite(state):
     """Before a checkpoint: all numbers are finite, and the same in every process. UserError.
 
     So latest.pt is always a state that a run can go on from.
@@ -637,13 +641,13 @@ def last_is_best(rows):
             return all(sign * rows[-1][name] <= sign * row[name] for row in rows if name in row)
 
 
-def save_run(settings, state, dataset, latest, best):
+def save_run(settings, state, dataset, latest, scored):
     """Write latest.pt, and best.pt if the last scoring is the best; log.csv, scores.csv, curves."""
     if rank_and_size()[0] > 0:
         return
     run_dir = Path(settings.run_dir)
     state.seconds = time.monotonic() - state.began
-    names = ["best.pt"] if best and last_is_best(state.scores) else []
+    names = ["best.pt"] if scored and last_is_best(state.scores) else []
     for name in names + (["latest.pt"] if latest else []):
         with data.write_whole(run_dir / name) as partial:
             torch.save(state.checkpoint(settings, dataset), partial)
@@ -655,7 +659,7 @@ def save_run(settings, state, dataset, latest, best):
             writer.writeheader()
             writer.writerows(rows)
     if state.log or state.scores:
-        metrics.save_curves(state.log + state.scores, state.ends, run_dir / "curves.png")
+        metrics.save_curves(state.log + state.scores, state.perfect, run_dir / "curves.png")
 
 
 def save_pictures(state, settings, val_set, rows=6, noises=4):
@@ -674,10 +678,10 @@ def save_pictures(state, settings, val_set, rows=6, noises=4):
         data.picture_grid(grid, captions, max(1, 192 // val_set.size[0])).save(partial, "png")
 
 
-def finish(state, scorer, stopped):
+def finish(state, scorer):
     """The end of train(): the scores' table. Returns the last scores, None for a stopped run."""
     gather(0)                                       # wait until the first process has saved
-    if stopped:
+    if state.step < state.total_steps:
         return None
     scores = dict(state.scores[-1]) if state.scores else {}
     scores.pop("step", None)

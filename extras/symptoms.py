@@ -91,7 +91,7 @@ def ends_of(settings, train_set, count=50):
     """train.perfect_losses of the first `count` batches of a training."""
     batches = train.load_batches(settings, train_set)
     label_maps = [next(batches)[1] for _ in range(count)]
-    return train.perfect_losses(settings, label_maps, train_set)
+    return train.perfect_losses(train.training_step, settings, label_maps, train_set)
 
 
 # ---- One row -------------------------------------------------------------------------------------
