@@ -8,8 +8,8 @@ x̂ = G(z, t) the image that G paints from t and noise z:
 
 D learns to name the class of every pixel of a photograph, and to call every pixel of a painted
 image "fake", class N+1. G learns to paint so that D reads t from its image: at every pixel the
-gradient pushes D's answer towards the right class. λ weighs LabelMix against the rest; the paper
-prints no value, the authors' code has 5 or 10.
+gradient pushes D's answer towards the right class. λ weighs LabelMix against the rest: the paper's
+text adds L_cons without a factor, the authors' code has 5 or 10.
 
 D(·) stands for D's logits here, (B, N+1, H, W); the paper's D(·) is their softmax. α weighs the
 classes, see below. Label maps are (B, H, W) int64. Where Eq. 1 and 2 sum over pixels, we take the

@@ -3,8 +3,8 @@
 The networks of "You Only Need Adversarial Supervision for Semantic Image Synthesis" (Schönfeld et
 al., ICLR 2021). The generator G paints an image from a label map and noise. The discriminator D is
 a segmentation network: for every pixel it names one of the N classes of the label map, or the class
-"fake". Nothing else teaches G. The paper does not print the widths and the initial weights; those
-here are the ones of the authors' released models.
+"fake". Nothing else teaches G. The paper's text does not give the widths and the initial weights;
+those here are the ones of the authors' released models.
 
     python oasis.py        # the parameter counts of the paper's models
 
@@ -29,7 +29,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from processes import BatchNorm     # nn.BatchNorm2d(affine=False), over the batch of all GPUs
 
 LEAK = 0.2        # slope of every leaky ReLU, in both networks
-INIT_GAIN = 0.02  # of Xavier-normal weights; under spectral norm only learning speed depends on it
+INIT_GAIN = 0.02  # of the Xavier-normal weights; under spectral norm, larger means slower learning
 
 
 # ---- Building blocks -----------------------------------------------------------------------------
@@ -173,8 +173,9 @@ class Discriminator(nn.Module):
 #
 # One 64-dimensional Gaussian vector per image, repeated at every pixel and concatenated with the
 # label map (Generator.condition): a "3D" tensor of (64 + N) × H × W numbers. G sees this tensor at
-# its input and in every SPADE layer. At test time a second vector may stand inside any region. As G
-# is made of convolutions, only this region changes, and what is near it (Figure 1).
+# its input and in every SPADE layer. At test time a second vector may stand inside any region. The
+# region changes, what is around it less and less, what G's convolutions do not reach not at all
+# (Figure 1).
 #
 # Noise at every pixel is ours. With one vector, G can tell two pixels of a uniform area apart by
 # their distances to borders only. It cannot paint the random detail of leaves or asphalt. D asks
@@ -226,8 +227,8 @@ def local_noise(outside, inside, region):
 class SPADE(nn.Module):
     """Spatially-adaptive normalisation (Park et al., 2019): batch norm, then x · (1 + γ) + β.
 
-    Normalising removes what the label says of a uniform area. Take label maps that are all sky, and
-    no noise: convolved, all pixels are equal, and value − mean is 0, for sky as for sea. γ and β
+    Normalising can remove what the label says. Take a batch of label maps that are all sky, and no
+    noise: convolved, all pixels are equal, and value − mean is 0, for sky as for sea. γ and β
     differ from pixel to pixel and put the label back: β is one number at sky, another at sea.
     They are computed from the label map, in OASIS concatenated with the noise.
     """

@@ -71,7 +71,7 @@ class Settings:
     lr_decay: float = option(0.0, "share of the steps, at the end, in which both rates fall", 0, 1)
     lambda_labelmix: float = option(10.0, "weight of the LabelMix loss; 0 leaves it out", 0)
     no_class_balance: bool = option(False, "class weight 1 for every class but unknown")
-    frozen_norm: float = option(0.0, "share of steps, at the end, with fixed statistics", 0, 1)
+    frozen_norm: float = option(0.0, "share of steps, at the end, with batch norm fixed", 0, 1)
     ema_decay: float = option(0.9999, "decay of the average of G", 0, 1)
     precision: str = option("fp32", "fp32 (on a GPU: TF32), or bf16: networks in bfloat16")
     compile: bool = option(False, "torch.compile networks and losses: slow start, then faster")
@@ -93,8 +93,8 @@ class Settings:
 
 # The paper prints the decay of the average (0.9999) and 64 noise channels, and follows "the
 # experimental setting of (Park et al., 2019)" (Sec. 3). Learning rates, batch sizes, epochs and λ
-# are those of the authors' code. toy and small have thousands of steps, not 100,000s, and so must
-# learn faster; results/LOG.md explains each change. fd_segmenter and d_miou: metrics.METRICS.
+# are those of the authors' code. toy and small have thousands of steps, not 100,000s, and so other
+# settings; results/LOG.md explains each of them. fd_segmenter and d_miou: metrics.METRICS.
 SHORT = dict(padding="replicate", pixel_noise=16, init_gain=(1.0, 5.0), batch_size=4, beta2=0.99,
              workers=0, log_every=10, picture_every=100, checkpoint_every=100,
              metrics="miou,fd_segmenter,d_miou")
@@ -179,8 +179,8 @@ def set_learning_rates(state, settings):
 #     freeze_statistics    late in a short training (ours): G is measured, too, and then trains with
 #                          these statistics fixed. G's weights adapt to them; so does their average
 #
-# The statistics in use, in the 1,800 steps of the toy preset, which fixes them from step 901 on
-# (the paper's presets never do: the first column, and at test time what was measured last):
+# The statistics in use, in the 1,800 steps of the toy preset, which fixes them from step 901 on. (In
+# the paper's presets all steps are as in the first column; test time has what was measured last.)
 #
 #     step            1 … 900                    901                       902 … 1,800, test time
 #     G               those of each batch        measured, then fixed      fixed
@@ -194,9 +194,9 @@ def update_average(average, G, decay):
 
 
 def prepare_average(average, G, label_maps, settings):
-    """Give the average its statistics, from scratch: earlier calls leave no trace."""
+    """Give the average statistics, G's or its own. Earlier calls leave no trace."""
     for own, of_G in zip(average.buffers(), G.buffers()):
-        own.copy_(of_G)                         # statistics, fixed or not; spectral norm's vectors
+        own.copy_(of_G)                         # statistics, if fixed; spectral norm's vectors
     if any(layer.training for layer in batch_norms(G)):           # not fixed: measure its own
         measure_statistics(average, label_maps, settings)
     average.eval()
@@ -224,7 +224,7 @@ def measure_statistics(network, label_maps, settings):
     network.train()
     for layer in batch_norms(network):
         layer.reset_running_stats()
-        layer.momentum = None                   # all batches together count as one (BatchNorm)
+        layer.momentum = None                   # processes.BatchNorm then takes all batches as one
     for i, labels in enumerate(label_maps):
         noise = training_noise(settings, network, "average", i)
         network(labels.to(device, torch.int64), noise.to(device))
@@ -260,7 +260,7 @@ def train(settings, make_networks=make_networks, update=training_step):
     label_maps = first_label_maps(settings, train_set)
     scorer = open_scorer(settings, train_set, val_set, device)
     state = start_or_resume(settings, make_networks, train_set, device)
-    state.perfect = perfect_losses(update, settings, label_maps, train_set)     # for curves.png
+    state.perfect = losses_of_perfect_G(update, settings, label_maps, train_set)  # for curves.png
     G, D, average = state.generator, state.discriminator, state.ema
     batches = training_batches(settings, train_set, state, device)
     stop = False
@@ -412,7 +412,7 @@ def open_scorer(settings, train_set, val_set, device):
                           segmenter_steps=settings.segmenter_steps or None)
 
 
-def perfect_losses(update, settings, label_maps, train_set):
+def losses_of_perfect_G(update, settings, label_maps, train_set):
     """Where the losses would end if G were perfect: {name: value}, printed once.
 
     {} for a variant of the method, whose losses are others.

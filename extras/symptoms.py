@@ -9,7 +9,7 @@ weights. --out holds ROW/ (a run each), ROW.png (one label map, its scene, four 
 come), losses.png and symptoms.md: symptom, cause and setting beside the figures. Given again, the
 same command goes on where it stopped. Options that are not named in --help go to every run.
 
-Where the losses would end if G were perfect, dashed in losses.png: train.perfect_losses. A D that
+Where the losses would end if G were perfect, dashed in losses.png: train.losses_of_perfect_G. A D that
 knows nothing gives each of the N + 1 answers the same probability: log(N + 1), dotted.
 """
 
@@ -88,10 +88,10 @@ ROWS = {
 
 
 def ends_of(settings, train_set, count=50):
-    """train.perfect_losses of the first `count` batches of a training."""
+    """train.losses_of_perfect_G of the first `count` batches of a training."""
     batches = train.load_batches(settings, train_set)
     label_maps = [next(batches)[1] for _ in range(count)]
-    return train.perfect_losses(train.training_step, settings, label_maps, train_set)
+    return train.losses_of_perfect_G(train.training_step, settings, label_maps, train_set)
 
 
 # ---- One row -------------------------------------------------------------------------------------

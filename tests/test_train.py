@@ -292,9 +292,9 @@ def test_a_signal_in_the_last_step_is_the_end_of_a_whole_run_and_handlers_are_as
 
 
 def perfect(labels, ignore_label, *options):
-    """train.perfect_losses of one batch of three classes."""
+    """train.losses_of_perfect_G of one batch of three classes."""
     dataset = types.SimpleNamespace(num_classes=3, ignore_label=ignore_label)
-    return train.perfect_losses(train.training_step, settings("unused", *options),
+    return train.losses_of_perfect_G(train.training_step, settings("unused", *options),
                                 [labels.to(torch.uint8)], dataset)
 
 
