@@ -179,8 +179,8 @@ def set_learning_rates(state, settings):
 #     freeze_statistics    late in a short training (ours): G is measured, too, and then trains with
 #                          these statistics fixed. G's weights adapt to them; so does their average
 #
-# The statistics in use, in the 1,800 steps of the toy preset, which fixes them from step 901 on. (In
-# the paper's presets all steps are as in the first column; test time has what was measured last.)
+# The statistics in use, in the 1,800 steps of the toy preset, which fixes them from step 901 on. In
+# the paper's presets all steps are as in the first column; test time has what was measured last.
 #
 #     step            1 … 900                    901                       902 … 1,800, test time
 #     G               those of each batch        measured, then fixed      fixed
