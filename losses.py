@@ -7,7 +7,7 @@ x̂ = G(z, t) the image that G paints from t and noise z:
     G minimises   real_loss(D(x̂), t)                                             (Eq. 2)
 
 D learns to name the class of every pixel of a photograph, and to call every pixel of a painted
-image "fake", class N+1. G learns to paint so that D reads t from its image: at every pixel the
+image "fake", class N+1. G learns to paint so that D reads t from its image: pixel by pixel the
 gradient pushes D's answer towards the right class. λ weighs LabelMix against the rest: the paper's
 text adds L_cons without a factor, the authors' code has 5 or 10.
 

@@ -11,7 +11,7 @@ those here are the ones of the authors' released models.
 Conventions, the same in all files:
 
     label map t  (B, H, W) int64, values 0 … N−1. The paper's one-hot t_{i,j,c} is 1 where t is c.
-                 N includes "unknown" where there is one; D's output for it has weight 0
+                 N includes "unknown" where there is one; real_loss ignores those pixels
     image x      (B, 3, H, W) float in [−1, 1], RGB; x̂ = G(z, t) is an image painted by G
     noise z      (B, C), one vector per image, or (B, C, H, W), one per pixel; the paper's C is 64
     logits       (B, N+1, H, W), what D computes; the paper's D(x) is their softmax over channels.
@@ -29,7 +29,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from processes import BatchNorm     # nn.BatchNorm2d(affine=False), over the batch of all GPUs
 
 LEAK = 0.2        # slope of every leaky ReLU, in both networks
-INIT_GAIN = 0.02  # of the Xavier-normal weights; under spectral norm, larger means slower learning
+INIT_GAIN = 0.02  # of the Xavier-normal initial weights; what another gain does: train.scale_weights
 
 
 # ---- Building blocks -----------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def shrink(condition, s):
 #     channels       3 -> 128  128  256  256  512  512 -> 512  256  256  128  128   64 -> N+1
 #     side         256    128   64   32   16    8    4 |    8   16   32   64  128  256    256
 #
-# Behind each decoder block but that of side 256, the encoder's features are concatenated.
+# After each decoder block but that of side 256, the encoder's features are concatenated.
 
 
 class DiscriminatorBlock(nn.Module):
@@ -146,7 +146,7 @@ class Discriminator(nn.Module):
         skips = channels[-2::-1]                                        # 512 256 256 128 128
         for out in skips:
             self.decoder.append(UpBlock(width, out))
-            width = out + out                                           # with the skip behind it
+            width = out + out                                           # and that of the skip
         self.decoder.append(UpBlock(width, channels[0] // 2))           # 64
         self.last = convolution(channels[0] // 2, num_classes + 1, 1, spectral=False)
 
@@ -173,12 +173,12 @@ class Discriminator(nn.Module):
 #
 # One 64-dimensional Gaussian vector per image, repeated at every pixel and concatenated with the
 # label map (Generator.condition): a "3D" tensor of (64 + N) × H × W numbers. G sees this tensor at
-# its input and in every SPADE layer. At test time a second vector may stand inside any region. The
-# region changes, what is around it less and less, what G's convolutions do not reach not at all
+# its input and in every SPADE layer. At test time a second vector may stand inside any region. Then
+# the region changes, and its surroundings less and less, as far as G's receptive field goes
 # (Figure 1).
 #
-# Noise at every pixel is ours. With one vector, G can tell two pixels of a uniform area apart by
-# their distances to borders only. It cannot paint the random detail of leaves or asphalt. D asks
+# Fresh noise at every pixel is ours. With one vector, G can tell two pixels of a uniform area apart
+# by their distances to borders only. It cannot paint the random detail of leaves or asphalt. D asks
 # for detail all the same, and G makes it out of the distances: stripes and grids. With pixel_noise
 # K, the last K channels are drawn anew at every pixel, in training and at test time, as in StyleGAN
 # (Karras et al., 2019). They decide texture, the others light and colour. The paper's K is 0.
@@ -227,10 +227,10 @@ def local_noise(outside, inside, region):
 class SPADE(nn.Module):
     """Spatially-adaptive normalisation (Park et al., 2019): batch norm, then x · (1 + γ) + β.
 
-    Normalising can remove what the label says. Take a batch of label maps that are all sky, and no
-    noise: convolved, all pixels are equal, and value − mean is 0, for sky as for sea. γ and β
-    differ from pixel to pixel and put the label back: β is one number at sky, another at sea.
-    They are computed from the label map, in OASIS concatenated with the noise.
+    Normalising can remove what the label says. Take a batch that is all sky, without noise:
+    convolved, all pixels are equal (borders aside), and value − mean is 0. A batch of all sea gives
+    0 as well. γ and β put the label back: β is one number at sky, another at sea. Both have a value
+    at every pixel, computed from the label map, in OASIS concatenated with the noise.
     """
 
     def __init__(self, features, condition_channels, hidden, padding):

@@ -92,9 +92,9 @@ class Settings:
 
 
 # The paper prints the decay of the average (0.9999) and 64 noise channels, and follows "the
-# experimental setting of (Park et al., 2019)" (Sec. 3). Learning rates, batch sizes, epochs and λ
-# are those of the authors' code. toy and small have thousands of steps, not 100,000s, and so other
-# settings; results/LOG.md explains each of them. fd_segmenter and d_miou: metrics.METRICS.
+# experimental setting of (Park et al., 2019)" (Sec. 3). In the first three presets learning rates,
+# batch sizes, epochs and λ are those of the authors' code. toy and small have few steps, and so
+# other settings; results/LOG.md explains each of them. fd_segmenter and d_miou: metrics.METRICS.
 SHORT = dict(padding="replicate", pixel_noise=16, init_gain=(1.0, 5.0), batch_size=4, beta2=0.99,
              workers=0, log_every=10, picture_every=100, checkpoint_every=100,
              metrics="miou,fd_segmenter,d_miou")
@@ -176,8 +176,8 @@ def set_learning_rates(state, settings):
 #
 #     update_average       in every step: the weights of the average follow G's
 #     prepare_average      before the average is used: its statistics are measured
-#     freeze_statistics    late in a short training (ours): G is measured, too, and then trains with
-#                          these statistics fixed. G's weights adapt to them; so does their average
+#     freeze_statistics    late in a short training (ours): G is measured once and then trains with
+#                          these statistics as constants, so the average needs the same constants
 #
 # The statistics in use, in the 1,800 steps of the toy preset, which fixes them from step 901 on. In
 # the paper's presets all steps are as in the first column; test time has what was measured last.
@@ -194,9 +194,9 @@ def update_average(average, G, decay):
 
 
 def prepare_average(average, G, label_maps, settings):
-    """Give the average statistics, G's or its own. Earlier calls leave no trace."""
+    """Give the average statistics, G's if fixed, else its own. Past calls change no result."""
     for own, of_G in zip(average.buffers(), G.buffers()):
-        own.copy_(of_G)                         # statistics, if fixed; spectral norm's vectors
+        own.copy_(of_G)                         # spectral norm's vectors; G's statistics, too
     if any(layer.training for layer in batch_norms(G)):           # not fixed: measure its own
         measure_statistics(average, label_maps, settings)
     average.eval()
@@ -224,7 +224,7 @@ def measure_statistics(network, label_maps, settings):
     network.train()
     for layer in batch_norms(network):
         layer.reset_running_stats()
-        layer.momentum = None                   # processes.BatchNorm then takes all batches as one
+        layer.momentum = None                   # processes.BatchNorm then pools all the batches
     for i, labels in enumerate(label_maps):
         noise = training_noise(settings, network, "average", i)
         network(labels.to(device, torch.int64), noise.to(device))
@@ -260,14 +260,14 @@ def train(settings, make_networks=make_networks, update=training_step):
     label_maps = first_label_maps(settings, train_set)
     scorer = open_scorer(settings, train_set, val_set, device)
     state = start_or_resume(settings, make_networks, train_set, device)
-    state.perfect = losses_of_perfect_G(update, settings, label_maps, train_set)  # for curves.png
+    state.perfect = losses_of_perfect_G(update, settings, label_maps, train_set)  # x̂ as good as x
     G, D, average = state.generator, state.discriminator, state.ema
     batches = training_batches(settings, train_set, state, device)
     stop = False
 
     with catch_signals() as signals, state.progress_bar() as bar:
         while state.step < state.total_steps and not stop:
-            # ---- Draw images, label maps, noise, LabelMix coins, class weights.
+            # ---- Take a batch (see training_step), set the rates and the kind of batch norm.
             state.step += 1
             batch = next(batches)
             set_learning_rates(state, settings)
