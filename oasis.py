@@ -29,7 +29,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from processes import BatchNorm     # nn.BatchNorm2d(affine=False), over the batch of all GPUs
 
 LEAK = 0.2        # slope of every leaky ReLU, in both networks
-INIT_GAIN = 0.02  # of the Xavier-normal initial weights; what another gain does: train.scale_weights
+INIT_GAIN = 0.02  # of the Xavier-normal initial weights; train.scale_weights says what it does
 
 
 # ---- Building blocks -----------------------------------------------------------------------------
