@@ -9,8 +9,8 @@ weights. --out holds ROW/ (a run each), ROW.png (one label map, its scene, four 
 come), losses.png and symptoms.md: symptom, cause and setting beside the figures. Given again, the
 same command goes on where it stopped. Options that are not named in --help go to every run.
 
-Where the losses would end if G were perfect, dashed in losses.png: train.losses_of_perfect_G. A D that
-knows nothing gives each of the N + 1 answers the same probability: log(N + 1), dotted.
+Dashed in losses.png: where the losses would end if G were perfect (train.losses_of_perfect_G).
+Dotted: log(N + 1), as a D that knows nothing gives each of its N + 1 answers the same probability.
 """
 
 import argparse
@@ -50,45 +50,51 @@ class Row:
     setting: str        # what helps
 
 
+# Symptoms as they were seen in these runs (results/symptoms), not as one would expect them.
 ROWS = {
     "healthy": Row(
-        "", "D_real and D_fake come near the values of a perfect G and stay above 0", "–", "–"),
+        "", "D_fake comes to the value of a perfect G at once, the others fall towards theirs",
+        "–", "–"),
     "d-too-strong": Row(
-        "--lr-g 1e-4", "D_real and D_fake fall towards 0, loss_G rises",
-        "D learns much faster than G", "raise `--lr-g`, lower `--lr-d`"),
+        "--lr-g 1e-4", "D_fake falls below the value of a perfect G, loss_G stays above log(N + 1); "
+        "clouds without things", "D learns much faster than G", "raise `--lr-g`, lower `--lr-d`"),
     "d-too-weak": Row(
-        "--lr-d 1e-4", "D_real and D_fake stay near log(N + 1); pictures are grey or odd in colour",
-        "D hardly learns, so it teaches G nothing", "raise `--lr-d`"),
+        "--lr-d 1e-4", "D_real stays at log(N + 1); the layout in garish colours",
+        "D hardly learns, so it teaches G little", "raise `--lr-d`"),
     "no-labelmix": Row(
-        "--lambda-labelmix 0", "the LabelMix loss is 0; borders of classes are less sharp",
-        "D may use its own borders", "`--lambda-labelmix` 2 to 10"),
+        "--lambda-labelmix 0", "the LabelMix loss is 0; nothing else is seen in so few steps (900 "
+        "steps, three seeds: colours are farther off)",
+        "D may judge a class by its neighbours", "`--lambda-labelmix` 2 to 10"),
     "small-gain": Row(
-        "--init-gain 0.02 0.02", "for hundreds of steps nothing happens: D stays at log(N + 1)",
-        "initial weights for trainings of 100,000s of steps", "`--init-gain 1 5` in short ones"),
+        "--init-gain 0.02 0.02", "D_real and loss_G stay near log(N + 1) for hundreds of steps; "
+        "blurred shapes", "the paper's initial weights want longer trainings",
+        "`--init-gain 1 5` in short ones"),
     "rates-too-high": Row(
-        "--lr-g 2e-2 --lr-d 5e-2", "losses jump, far above log(N + 1), or become not finite",
-        "both learning rates are too high", "lower `--lr-g` and `--lr-d` by 3 to 10"),
+        "--lr-g 2e-2 --lr-d 5e-2", "the first loss_G is above 100, loss_G jumps and stays high, D_fake "
+        "is near 0; colours at their limits",
+        "each step overshoots", "lower `--lr-g` and `--lr-d` by 3 to 10"),
     "no-average": Row(
-        "--ema-decay 0", "colours flicker from one step to the next",
-        "pictures of G itself, not of its average", "`--ema-decay` 0.995 and more"),
+        "--ema-decay 0", "losses as if healthy; strong colours, coarse patterns, another look at "
+        "every step; mIoU is lower", "pictures of G itself, not of its average",
+        "`--ema-decay` 0.995 (looks back 200 steps) and more"),
     "batch-statistics": Row(
-        "--frozen-norm 0", "colours are worse in pictures than the losses promise",
+        "--frozen-norm 0", "losses as if healthy; mIoU is lower, no difference seen in the picture",
         "each batch of four is normalised by itself in training, by fixed numbers in pictures",
         "`--frozen-norm` 0.25 to 0.5, or larger batches"),
     "one-vector": Row(
-        "--pixel-noise 0", "stripes, weave and grids in what should be random texture",
+        "--pixel-noise 0", "areas are flat, later striped, never of random texture",
         "G has nothing that differs between two pixels of a meadow", "`--pixel-noise 16`"),
     "zero-padding": Row(
         "--pixel-noise 0 --padding zeros", "frames: lines along the picture's borders",
         "zeros tell G where the borders are", "`--padding replicate`"),
     "no-noise": Row(
-        "--noise-dim 0 --pixel-noise 0", "every noise gives the same picture",
-        "without noise one label map has one picture", "`--noise-dim 64`"),
+        "--noise-dim 0 --pixel-noise 0", "every noise gives the same picture; bands in skies and "
+        "roofs", "without noise one label map has one picture", "`--noise-dim 64`"),
 }
 
 
 def ends_of(settings, train_set, count=50):
-    """train.losses_of_perfect_G of the first `count` batches of a training."""
+    """train.losses_of_perfect_G in the first `count` batches of a training."""
     batches = train.load_batches(settings, train_set)
     label_maps = [next(batches)[1] for _ in range(count)]
     return train.losses_of_perfect_G(train.training_step, settings, label_maps, train_set)
