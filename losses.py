@@ -11,9 +11,9 @@ image "fake", class N+1. G learns to paint so that D reads t from its image: pix
 gradient pushes D's answer towards the right class. λ weighs LabelMix against the rest: the paper's
 text adds L_cons without a factor, the authors' code has 5 or 10.
 
-D(·) stands for D's logits here, (B, N+1, H, W); the paper's D(·) is their softmax. α weighs the
-classes, see below. Label maps are (B, H, W) int64. Where Eq. 1 and 2 sum over pixels, we take the
-mean, so that a loss does not depend on the image size.
+D(·) stands for D's logits here, (B, N+1, H, W); the paper's D(·) is their softmax, called p below.
+α weighs the classes, see below. Label maps are (B, H, W) int64. Where Eq. 1 and 2 sum over pixels,
+we take the mean, so that a loss does not depend on the image size.
 """
 
 import torch
@@ -28,7 +28,7 @@ def count_classes(labels, num_classes):
 
 
 def class_weights(labels, num_classes, ignore_label=None, counts=None):
-    """α_c, "the inverse of per-pixel class frequency" (Sec. 2), here counted in the batch.
+    """α_c, "the inverse of per-pixel class frequency" (Sec. 2), in the batch, and divided by K.
 
         α_c = B·H·W / (K · pixels of c),      K = classes present, without ignore_label ("unknown")
 
@@ -64,7 +64,7 @@ def cross_entropy(logits, classes):
 def real_loss(logits, labels, weights):
     """First term of Eq. 1, for the logits of x; all of Eq. 2, for the logits of x̂ = G(z, t).
 
-        − mean over images and pixels of  Σ_{c=1..N} α_c · t_{i,j,c} · log D(·)_{i,j,c}
+        − mean over images and pixels of  Σ_{c=1..N} α_c · t_{i,j,c} · log p_{i,j,c}
 
     t is one-hot: of the sum over c one term is left, the log-probability of the class in the label
     map. To raise it D must name the classes of a photograph, and G must paint so that D names them
@@ -78,7 +78,7 @@ def real_loss(logits, labels, weights):
 
 
 def fake_loss(logits):
-    """Second term of Eq. 1, logits of x̂:  − mean over pixels of  log D(x̂)_{i,j,c=N+1}.
+    """Second term of Eq. 1, logits of x̂:  − mean over pixels of  log p_{i,j,c=N+1}.
 
     No class weights: its one class is fake, the last channel. logits (B, N+1, H, W) -> a scalar.
     """

@@ -10,12 +10,12 @@ those here are the ones of the authors' released models.
 
 Conventions, the same in all files:
 
-    label map t  (B, H, W) int64, values 0 … N−1. The paper's one-hot t_{i,j,c} is 1 where t is c.
-                 N includes "unknown" where there is one; real_loss ignores those pixels
+    label map t  (B, H, W) int64, values 0 … N−1; the paper counts from 1. N includes "unknown"
+                 where there is one; its pixels have weight 0 in real_loss
     image x      (B, 3, H, W) float in [−1, 1], RGB; x̂ = G(z, t) is an image painted by G
     noise z      (B, C), one vector per image, or (B, C, H, W), one per pixel; the paper's C is 64
     logits       (B, N+1, H, W), what D computes; the paper's D(x) is their softmax over channels.
-                 The fake class is the last channel, N (the paper counts from 1 and calls it N+1)
+                 The fake class is the last channel, N; for the paper it is class N+1
     sizes        always (height, width); in comments those of the default, full-size model
 
 Calls take the label map first, G(labels, noise), where the paper writes G(z, t).
@@ -29,7 +29,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from processes import BatchNorm     # nn.BatchNorm2d(affine=False), over the batch of all GPUs
 
 LEAK = 0.2        # slope of every leaky ReLU, in both networks
-INIT_GAIN = 0.02  # of the Xavier-normal initial weights; train.scale_weights says what it does
+INIT_GAIN = 0.02  # of the Xavier-normal initial weights; short presets rescale them (init_gain)
 
 
 # ---- Building blocks -----------------------------------------------------------------------------
@@ -71,7 +71,7 @@ def upsample(x, size):
 
 
 def shrink(condition, s):
-    """Label map and noise shrunk by s: every s-th pixel. (B, C, H, W) -> (B, C, H/s, W/s)"""
+    """Label map and noise shrunk by s: every s-th pixel. (B, C+N, H, W) -> (B, C+N, H/s, W/s)"""
     return condition[:, :, ::s, ::s].contiguous(memory_format=torch.channels_last)
 
 
@@ -178,10 +178,10 @@ class Discriminator(nn.Module):
 # (Figure 1).
 #
 # Fresh noise at every pixel is ours. With one vector, G can tell two pixels of a uniform area apart
-# by their distances to borders only. It cannot paint the random detail of leaves or asphalt. D asks
-# for detail all the same, and G makes it out of the distances: stripes and grids. With pixel_noise
-# K, the last K channels are drawn anew at every pixel, in training and at test time, as in StyleGAN
-# (Karras et al., 2019). They decide texture, the others light and colour. The paper's K is 0.
+# only by their distances to the borders of area and image. It cannot paint the random detail of
+# leaves or asphalt. D asks for it all the same, so G makes detail of distances: stripes and grids.
+# With pixel_noise K, the last K channels are drawn anew at every pixel, in training and at test
+# time, as in StyleGAN (Karras et al., 2019): they decide texture, the others light. Paper: K = 0.
 
 
 def noise_from_seeds(seeds, noise_dim=64):
@@ -203,7 +203,7 @@ def draw_noise(seeds, size, noise_dim=64, pixel_noise=0):
     noise = vectors[:, :, None, None].repeat(1, 1, *size)                     # (B, C, H, W)
     for z, seed in zip(noise, seeds):
         rng = torch.Generator().manual_seed(int(seed))
-        torch.randn(noise_dim, generator=rng, dtype=torch.float32)       # past those of the vector
+        torch.randn(noise_dim, generator=rng, dtype=torch.float32)       # skip those of the vector
         z[-pixel_noise:] = torch.randn(pixel_noise, *size, generator=rng, dtype=torch.float32)
     return noise
 
@@ -280,8 +280,8 @@ class GeneratorBlock(nn.Module):
 #     channels  C+N -> 1024 -> 1024 1024  512  256  128   64 -> 3
 #     side        8       8       8   16   32   64  128  256  256
 #
-# Before each block but the first, pixels are repeated to double the size. Every SPADE layer sees
-# the condition, label map and noise, shrunk to its size.
+# Between two blocks, pixels are repeated to double the size. Every SPADE layer sees the condition,
+# label map and noise, shrunk to its size.
 
 
 class Generator(nn.Module):
@@ -298,7 +298,7 @@ class Generator(nn.Module):
         spade_hidden: width of the hidden layer inside each SPADE.
         padding: "zeros" (the paper), or "replicate", which is ours. Zeros tell G where the borders
             of the image are, and G can paint an edge along them. Repeated pixels do not.
-        pixel_noise: K, the noise that G was trained with (draw_noise). No layer depends on it.
+        pixel_noise: K of the noise that G is trained with (draw_noise); kept for checkpoints.
     """
 
     def __init__(self, num_classes, noise_dim=64, channels=64, num_blocks=6, spade_hidden=128,

@@ -1,6 +1,6 @@
 """Train OASIS.
 
-    python train.py                                          # drawn scenes, minutes on two cores
+    python train.py                                          # toy.py's scenes, some minutes
     python train.py --preset small --data-root my_photos     # your own photographs, small networks
     python train.py --run-dir runs/toy --resume              # goes on where a run stopped
     torchrun --nproc_per_node=8 train.py --preset ade20k --data-root ADEChallengeData2016
@@ -71,7 +71,7 @@ class Settings:
     lr_decay: float = option(0.0, "share of the steps, at the end, in which both rates fall", 0, 1)
     lambda_labelmix: float = option(10.0, "weight of the LabelMix loss; 0 leaves it out", 0)
     no_class_balance: bool = option(False, "class weight 1 for every class but unknown")
-    frozen_norm: float = option(0.0, "share of steps, at the end, with batch norm fixed", 0, 1)
+    frozen_norm: float = option(0.0, "share of steps, at the end, with fixed statistics", 0, 1)
     ema_decay: float = option(0.9999, "decay of the average of G", 0, 1)
     precision: str = option("fp32", "fp32 (on a GPU: TF32), or bf16: networks in bfloat16")
     compile: bool = option(False, "torch.compile networks and losses: slow start, then faster")
@@ -94,7 +94,7 @@ class Settings:
 # The paper prints the decay of the average (0.9999) and 64 noise channels, and follows "the
 # experimental setting of (Park et al., 2019)" (Sec. 3). In the first three presets learning rates,
 # batch sizes, epochs and λ are those of the authors' code. toy and small have few steps, and so
-# other settings; results/LOG.md explains each of them. fd_segmenter and d_miou: metrics.METRICS.
+# other settings; results/LOG.md explains each. fd_segmenter, d_miou: scores, see metrics.METRICS.
 SHORT = dict(padding="replicate", pixel_noise=16, init_gain=(1.0, 5.0), batch_size=4, beta2=0.99,
              workers=0, log_every=10, picture_every=100, checkpoint_every=100,
              metrics="miou,fd_segmenter,d_miou")
@@ -103,7 +103,7 @@ PRESETS = {
     "coco-stuff": dict(epochs=100),
     "cityscapes": dict(height=256, width=512, batch_size=20, lr_g=4e-4, lambda_labelmix=5.0,
                        ema_decay=0.999),        # ema_decay: the released models'; paper: 0.9999
-    # One's own photographs: folder has the paper's networks, small has small ones.
+    # One's own photographs, so fewer steps: folder has the paper's networks, small has small ones.
     "folder": dict(batch_size=8, ema_decay=0.999, workers=2, picture_every=1000,
                    checkpoint_every=1000),
     "small": dict(SHORT, height=96, width=128, channels=24, num_blocks=5, spade_hidden=48,
@@ -142,7 +142,7 @@ def training_step(G, D, optimizer_G, optimizer_D, batch, settings):
     average_gradients(D)
     optimizer_D.step()
 
-    # ---- G minimises Eq. 2: the D just updated should read t from the same x̂.
+    # ---- G minimises Eq. 2: the D just updated should read t from the same x̂, painted only once.
     D.requires_grad_(False)                     # spares the gradients of D's weights, not needed
     with autocast:
         loss_G = losses.real_loss(D(fake), labels, weights)
@@ -169,15 +169,15 @@ def set_learning_rates(state, settings):
 # G and D change against each other and do not come to rest. An average of G's weights, mostly of
 # late steps, paints better than G itself (Yaz et al., 2018). The paper's models use it (Sec. 3).
 #
-# Batch norm needs more than weights. At test time each layer subtracts a mean and divides by a
-# deviation that were measured in training. The average has no such statistics, and those of a G
-# that still changes belong to other weights. So before each use the average paints from training
-# label maps, and its statistics are measured (as torch.optim.swa_utils.update_bn does).
+# Batch norm needs more than weights: at test time, a mean and a deviation measured in training. The
+# average has none. Those of G belong to other weights, and an average of statistics is not what
+# averaged weights would give. So before each use the average paints from training label maps, and
+# its own statistics are measured (as torch.optim.swa_utils.update_bn does).
 #
 #     update_average       in every step: the weights of the average follow G's
 #     prepare_average      before the average is used: its statistics are measured
-#     freeze_statistics    late in a short training (ours): G is measured once and then trains with
-#                          these statistics as constants, so the average needs the same constants
+#     freeze_statistics    late in a short training (ours): G is measured once, then trains with the
+#                          statistics as constants and adapts to them; the average takes the same
 #
 # The statistics in use, in the 1,800 steps of the toy preset, which fixes them from step 901 on. In
 # the paper's presets all steps are as in the first column; test time has what was measured last.
@@ -194,16 +194,16 @@ def update_average(average, G, decay):
 
 
 def prepare_average(average, G, label_maps, settings):
-    """Give the average statistics, G's if fixed, else its own. Past calls change no result."""
+    """Give statistics to the average: G's if these are fixed, else its own, measured anew."""
     for own, of_G in zip(average.buffers(), G.buffers()):
-        own.copy_(of_G)                         # spectral norm's vectors; G's statistics, too
-    if any(layer.training for layer in batch_norms(G)):           # not fixed: measure its own
+        own.copy_(of_G)       # G's statistics; spectral norm's vectors, which nearly fit here, too
+    if any(layer.training for layer in batch_norms(G)):           # freeze_statistics fixes them
         measure_statistics(average, label_maps, settings)
     average.eval()
 
 
 def freeze_statistics(G, state, settings, label_maps):
-    """From the step state.first_frozen on (toy: 901), G trains with fixed statistics.
+    """From the step state.first_frozen on (toy: 901; paper: never), G's statistics are fixed.
 
     In training, a small batch is normalised by its own mean, which each image pulls towards itself.
     At test time nothing pulls: an image may lie farther from the mean than any did in training, and
@@ -218,15 +218,15 @@ def freeze_statistics(G, state, settings, label_maps):
 def measure_statistics(network, label_maps, settings):
     """Set the statistics to those of all images that the network paints of these label maps.
 
-    label_maps: this process's share of some training batches, (B, H, W) each.
+    label_maps: this process's share of ten training batches or more, (B, H, W) each.
     """
     device = next(network.parameters()).device
     network.train()
     for layer in batch_norms(network):
         layer.reset_running_stats()
-        layer.momentum = None                   # processes.BatchNorm then pools all the batches
+        layer.momentum = None               # processes.BatchNorm then takes all batches as one
     for i, labels in enumerate(label_maps):
-        noise = training_noise(settings, network, "average", i)
+        noise = training_noise(settings, network, "average", i)       # the same in every call
         network(labels.to(device, torch.int64), noise.to(device))
     batch_norms(network).eval()
 
@@ -241,7 +241,7 @@ def batch_norms(network):
 
 
 def make_networks(settings, num_classes):
-    """G and D of the sizes that the settings say, untrained; State applies init_gain."""
+    """G and D of the sizes that the settings say, untrained; State rescales them to init_gain."""
     s = settings
     G = oasis.Generator(num_classes, s.noise_dim, s.channels, s.num_blocks, s.spade_hidden,
                         s.padding, s.pixel_noise)
@@ -260,7 +260,7 @@ def train(settings, make_networks=make_networks, update=training_step):
     label_maps = first_label_maps(settings, train_set)
     scorer = open_scorer(settings, train_set, val_set, device)
     state = start_or_resume(settings, make_networks, train_set, device)
-    state.perfect = losses_of_perfect_G(update, settings, label_maps, train_set)  # x̂ as good as x
+    state.perfect = losses_of_perfect_G(update, settings, label_maps, train_set)  # for curves.png
     G, D, average = state.generator, state.discriminator, state.ema
     batches = training_batches(settings, train_set, state, device)
     stop = False
@@ -277,7 +277,7 @@ def train(settings, make_networks=make_networks, update=training_step):
             terms = update(G, D, state.optimizer_G, state.optimizer_D, batch, settings)
             update_average(average, G, settings.ema_decay)
 
-            # ---- Log the losses. A signal, such as that of Ctrl-C, ends the loop after this step.
+            # ---- Log the losses if due: every so many steps and in the last. Ctrl-C ends the loop.
             stop = any_stop(signals)
             if state.due(settings.log_every):
                 log_losses(state, terms, bar)
