@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -34,6 +35,15 @@ def start_processes():
     if "RANK" in os.environ:
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
     return torch.device("cuda", local_rank) if gpus else torch.device("cpu")
+
+
+def fast_precision():
+    """bf16 on a processor that computes in it, else fp32. A GPU is fast enough with fp32."""
+    about = Path("/proc/cpuinfo")                   # Linux only; elsewhere fp32
+    if torch.cuda.is_available() or not about.exists():
+        return "fp32"
+    abilities = about.read_text().split()
+    return "bf16" if {"avx512_bf16", "amx_bf16"} & set(abilities) else "fp32"
 
 
 def rank_and_size():

@@ -32,8 +32,8 @@ import metrics
 import oasis
 import sample
 from data import UserError
-from processes import (any_stop, average_gradients, catch_signals, gather, mean_over_processes,
-                       rank_and_size, start_processes)
+from processes import (any_stop, average_gradients, catch_signals, fast_precision, gather,
+                       mean_over_processes, rank_and_size, start_processes)
 
 # ---- Settings ------------------------------------------------------------------------------------
 
@@ -73,7 +73,7 @@ class Settings:
     no_class_balance: bool = option(False, "class weight 1 for every class but unknown")
     frozen_norm: float = option(0.0, "share of steps, at the end, with fixed statistics", 0, 1)
     ema_decay: float = option(0.9999, "decay of the average of G", 0, 1)
-    precision: str = option("fp32", "fp32 (on a GPU: TF32), or bf16: networks in bfloat16")
+    precision: str = option("fp32", "fp32 (GPU: TF32), or bf16; slow on a processor without bfloat16")
     compile: bool = option(False, "torch.compile networks and losses: slow start, then faster")
     seed: int = option(0, "decides initial weights, order of images, noise and coins", 0)
     data_seed: int = option(0, "decides the data: drawn scenes, crops and flips", 0)
@@ -109,7 +109,7 @@ PRESETS = {
     "small": dict(SHORT, height=96, width=128, channels=24, num_blocks=5, spade_hidden=48,
                   d_channels=(48, 96, 128, 192, 256), steps=6000, lr_g=1e-3, lr_d=3e-3,
                   lr_decay=0.75, frozen_norm=0.25, lambda_labelmix=5.0, ema_decay=0.998,
-                  score_every=1000),
+                  score_every=1000, precision=fast_precision()),
     "toy": dict(SHORT, height=64, width=64, channels=16, num_blocks=4, spade_hidden=32,
                 d_channels=(32, 64, 96, 128), steps=1800, lr_g=2e-3, lr_d=5e-3, lr_decay=1.0,
                 frozen_norm=0.5, lambda_labelmix=2.0, ema_decay=0.995, score_every=600),

@@ -32,18 +32,10 @@ import sample
 import train
 from data import UserError
 from extras.stripes import paint_maps, read_scenes, stripe_shares, table
+from processes import fast_precision
 
 STEPS = 1500                # instead of the preset's 1,800
 CLEAR = 30                  # a class with fewer windows is not drawn: its share would be chance
-
-
-def fast_precision():
-    """bf16 where the processor computes in it, else fp32. A GPU is fast enough with fp32."""
-    about = Path("/proc/cpuinfo")
-    if torch.cuda.is_available() or not about.exists():
-        return "fp32"
-    words = about.read_text().split()
-    return "bf16" if {"avx512_bf16", "amx_bf16"} & set(words) else "fp32"
 
 
 def train_one(folder, pixel_noise, options):

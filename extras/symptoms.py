@@ -31,7 +31,6 @@ import sample
 import train
 from data import UserError
 from extras import scores
-from extras.grids import fast_precision
 from extras.jobs import Job, run_jobs
 from extras.tables import markdown
 
@@ -203,7 +202,7 @@ def write_table(out, found, ends, num_classes, precision):
 def show_symptoms(args, options):
     """Train, measure, write. Returns False if it was stopped."""
     out = Path(args.out)
-    words = ["--preset=toy", f"--steps={STEPS}", f"--precision={fast_precision()}"] + options
+    words = ["--preset=toy", f"--steps={STEPS}", f"--precision={processes.fast_precision()}"] + options
     settings = train.parse_settings(words + ["--run-dir", str(out)])
     jobs = {}
     for row in args.rows:

@@ -16,6 +16,7 @@ import several
 import torch
 
 import data
+import processes
 import train
 from extras import spade
 from processes import rank_and_size, start_processes
@@ -158,3 +159,17 @@ def test_all_processes_end_with_exit_code_2_and_none_hangs(tmp_path, function, m
     log = (tmp_path / "log").read_text()
     assert re.search(f"train.py: .*{sentence}", log) and "Traceback" not in log, log
     assert not (tmp_path / "run" / "latest.pt").exists()
+
+
+def test_bf16_is_chosen_only_where_the_processor_computes_in_it(tmp_path, monkeypatch):
+    """The preset small asks for it. Elsewhere than on Linux there is no file to read."""
+    about = tmp_path / "cpuinfo"
+    monkeypatch.setattr(processes, "Path", lambda _: about)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert processes.fast_precision() == "fp32"
+    for flags, wanted in (("fpu avx2 avx512f", "fp32"), ("fpu avx512_bf16 avx2", "bf16"),
+                          ("amx_bf16", "bf16")):
+        about.write_text(f"processor : 0\nflags : {flags}\n")
+        assert processes.fast_precision() == wanted
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert processes.fast_precision() == "fp32"
