@@ -12,8 +12,8 @@ initial weights, the order of the images, noise and coins. A run has one process
 
 --rates trains one row of each method with every pair of --grid, and writes rates.csv with the pair
 of the lowest fd_segmenter. After that, a row takes the rates of its method from there. Every method
-gets the same grid, the same number of steps and the same seed. Without rates.csv, and for options
-given by hand, the presets decide.
+gets the same grid, the same number of steps and the same seed. Without rates.csv the presets
+decide. Rates that are given by hand go to every row.
 
 A difference between two rows counts if it is at least two standard deviations, the root of the mean
 of both rows' variances over seeds. A row of one seed has no variance: not decided.
@@ -207,7 +207,7 @@ def seconds_per_step(log):
 
 def measure(folder, judges):
     """{column: value} of a run; kept in its folder."""
-    kept = folder / f"scores_{judges.maps}_maps.json"
+    kept = folder / f"scores_{judges.maps}_maps_{judges.lraspp_steps}_steps.json"
     if kept.exists():
         return json.loads(kept.read_text())
     checkpoint = sample.load_checkpoint(folder / "latest.pt")

@@ -145,6 +145,7 @@ class Judges:
     def __init__(self, train_set, val_set, device, folder, maps=40, segmenter_steps=None,
                  lraspp_steps=600):
         self.val_set, self.device, self.maps = val_set, device, maps
+        self.lraspp_steps = lraspp_steps
         names = ["miou", "fd_segmenter"]
         self.first = metrics.Scorer(val_set, train_set, device, names, run_dir=folder,
                                     segmenter_steps=segmenter_steps)

@@ -7,9 +7,9 @@
 The parts that one option of train.py takes out (LabelMix, class balance, noise, the average, fixed
 statistics, padding) need no code; extras.ablation lists them. All options of train.py apply.
 
-no-spectral-norm     Layers of G and D may grow. So that nothing else differs, each weight stays
-                     divided by the largest singular value that it had before training: the same
-                     functions at the start, and Adam's steps have the same effect there.
+no-spectral-norm     Layers of G and D may grow. Each weight stays divided by the largest singular
+                     value that it had before training: so the start is as with spectral norm, and
+                     Adam's steps have the same effect there. (Initial weights are drawn anew.)
 no-skips             D's decoder sees its coarsest features only; its blocks are narrower, as
                      nothing is concatenated.
 patch-discriminator  OASIS's G with SPADE's discriminators and hinge loss, everything else of OASIS

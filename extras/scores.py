@@ -12,15 +12,13 @@ texture   χ² distance between histograms of local binary patterns ↓ (Figure 
 The first three are means over 20 images of one label map, and over label maps. The paper does not
 say over what its histograms are taken; here it is all pixels of all images. *_real is the same
 distance between the even and the odd real images, which no generator gets much below.
-Needs lpips, pytorch-msssim and scikit-image: extras/requirements.txt.
+Needs extras/requirements.txt: scikit-image; for lpips and ms_ssim the packages of these names.
 """
 
 import argparse
 
-import lpips
 import numpy as np
 import torch
-from pytorch_msssim.ssim import _fspecial_gauss_1d, _ssim
 from scipy.stats import wasserstein_distance
 from skimage.color import rgb2gray, rgb2lab
 from skimage.feature import local_binary_pattern
@@ -62,6 +60,7 @@ def ms_ssim_of_pairs(images):
     to 1 again. Such values can be compared among themselves only. pytorch_msssim.ms_ssim refuses
     them; from 176 pixels on this is its value.
     """
+    from pytorch_msssim.ssim import _fspecial_gauss_1d, _ssim       # no other score needs it
     weights = SCALE_WEIGHTS[:num_scales(images.shape[2:])]
     window, values = _fspecial_gauss_1d(11, 1.5).repeat(3, 1, 1, 1), []
     for x, y in pairs((images + 1) / 2):
@@ -78,6 +77,7 @@ def ms_ssim_of_pairs(images):
 
 def load_lpips():
     """The network of LPIPS (Zhang et al., 2018) on VGG16, whose weights are downloaded once."""
+    import lpips                    # no other score needs it
     metrics.fetch(*VGG16)           # to where lpips looks for it, or a sentence that says where
     return lpips.LPIPS(net="vgg", verbose=False).eval()
 

@@ -13,7 +13,7 @@ minus the mean of the 5×5 pixels around. Then
     stripe share = (variance of the 12 row means + variance of the 12 column means) / variance
 
 is 1 for rows or columns of one brightness each, and for sums of such (a plaid). It is 0.14 for
-white noise. Street photographs have 0.3 to 0.5: façades and kerbs are lines, too.
+white noise. Street photographs have 0.3 to 0.65: façades and kerbs are lines, too.
 
 A share is a mean over all windows of a class. Beside it stand the number of windows (below about
 30, trust nothing) and the standard deviation of the texture, 0 … 255: where it is near 0, there is

@@ -69,8 +69,8 @@ ROWS = {
         "blurred shapes", "the paper's initial weights want longer trainings",
         "`--init-gain 1 5` in short ones"),
     "rates-too-high": Row(
-        "--lr-g 2e-2 --lr-d 5e-2", "the first loss_G is above 100, loss_G jumps and stays high, D_fake "
-        "is near 0; colours at their limits",
+        "--lr-g 2e-2 --lr-d 5e-2", "the first loss_G is above 100; until the rates have fallen "
+        "loss_G jumps and D_fake is near 0; colours at their limits",
         "each step overshoots", "lower `--lr-g` and `--lr-d` by 3 to 10"),
     "no-average": Row(
         "--ema-decay 0", "losses as if healthy; strong colours, coarse patterns, another look at "
@@ -202,7 +202,8 @@ def write_table(out, found, ends, num_classes, precision):
 def show_symptoms(args, options):
     """Train, measure, write. Returns False if it was stopped."""
     out = Path(args.out)
-    words = ["--preset=toy", f"--steps={STEPS}", f"--precision={processes.fast_precision()}"] + options
+    words = ["--preset=toy", f"--steps={STEPS}", f"--precision={processes.fast_precision()}"]
+    words += options
     settings = train.parse_settings(words + ["--run-dir", str(out)])
     jobs = {}
     for row in args.rows:

@@ -6,7 +6,7 @@
 Texture is what is left of an image without its 5×5 means, in grey, three pixels or more away from
 all class borders. Two images of one label map are compared, in the same light:
 
-    roughness      mean size of the texture, 0 … 1
+    roughness      mean size of the texture, of images in −1 … 1
     correlation    of both textures. 0: each is drawn anew. 1: it comes again, so it is made from
                    the label map and from positions.
 """
@@ -38,14 +38,19 @@ def draw_again(val_set, count, again):
     return torch.stack(images)
 
 
-def paint_twice(G, labels):
-    """Two images of each map: the same vector, another field (where the noise has a field)."""
-    count, size = len(labels), labels.shape[1:]
-    noise = oasis.draw_noise(range(count), size, G.noise_dim, G.pixel_noise)
-    again = oasis.draw_noise(range(1000, 1000 + count), size, G.noise_dim, G.pixel_noise)
-    if G.pixel_noise == 0:          # another vector is all that can be changed
+def paint_twice(G, labels, still=False):
+    """Two images of each map: the same vector, another field (where the noise has a field).
+
+    still: both fields have the same numbers at every pixel of the image.
+    """
+    count, size, K = len(labels), labels.shape[1:], G.pixel_noise
+    noise = oasis.draw_noise(range(count), size, G.noise_dim, K)
+    again = oasis.draw_noise(range(1000, 1000 + count), size, G.noise_dim, K)
+    if K == 0:                      # another vector is all that can be changed
         return G(labels, noise), G(labels, again)
-    again[:, :-G.pixel_noise] = noise[:, :-G.pixel_noise]
+    again[:, :-K] = noise[:, :-K]
+    if still:
+        noise[:, -K:], again[:, -K:] = noise[:, -K:, :1, :1], again[:, -K:, :1, :1]
     return G(labels, noise), G(labels, again)
 
 
@@ -57,11 +62,8 @@ def main():
     labels = torch.stack([val_set[i][1] for i in range(count)])
     mask = inner(labels)
     real = draw_again(val_set, count, 0), draw_again(val_set, count, 1)
-    still = oasis.draw_noise(range(count), labels.shape[1:], G.noise_dim, G.pixel_noise)
-    if G.pixel_noise:
-        still[:, -G.pixel_noise:] = still[:, -G.pixel_noise:, :1, :1]    # the same at every pixel
     for title, pair in (("real scenes", real), ("painted", paint_twice(G, labels)),
-                        ("field held still", (G(labels, still), G(labels, still)))):
+                        ("fields held still", paint_twice(G, labels, still=True))):
         roughness, correlation = compare(*pair, mask)
         print(f"{title:17s} roughness {roughness:.4f}   correlation of two {correlation:.2f}")
 

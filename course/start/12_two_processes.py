@@ -3,7 +3,7 @@
     python course/start/12_two_processes.py
 
 Two processes take half a batch each. Their gradients are compared with those of one process that
-has the whole batch, in float64. Three gaps are yours. As it stands nothing is exchanged, so all
+has the whole batch, in float64. Four gaps are yours. As it stands nothing is exchanged, so all
 four lines show the same error. dist.all_reduce(tensor) replaces a tensor by the sum over all
 processes; dist.get_world_size() is their number.
 """

@@ -1,4 +1,4 @@
-"""What exercise 12 needs beside its three gaps: two processes, and their gradients compared."""
+"""What exercise 12 needs beside its four gaps: two processes, and their gradients compared."""
 
 import sys
 import tempfile
