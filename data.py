@@ -19,6 +19,8 @@ number of workers nor a resumed run changes what is loaded.
 
 import argparse
 import os
+import signal
+import struct
 import sys
 import time
 import unicodedata
@@ -29,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 import toy
@@ -44,6 +46,10 @@ PNGS, PHOTOS = (".png",), (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", "
 UNKNOWN_NAMES = {"unknown", "unlabelled", "unlabeled", "void", "ignore"}
 AUGMENT, ORDER = range(2)                           # purposes: a crop never shifts the shuffle
 NO_CLASS, NO_LABEL = -1, -2                         # what an id can be, see id_table
+TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+         4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+         6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+         8: Image.Transpose.ROTATE_90}              # what EXIF's tag 274 asks for
 
 
 # ---- Mistakes of the user ------------------------------------------------------------------------
@@ -76,7 +82,7 @@ def readable(path, what="read"):
     """Turns what the disk or PIL says about a file into a UserError: it cannot be read."""
     try:
         yield
-    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError,
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, TypeError, struct.error,
             Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(f"{path}: cannot be {what} ({reason})") from error
@@ -160,13 +166,14 @@ def read_photo(path, size=None, *, upright=False, label_size=None):
 
     What is transparent is painted over white. upright: turn the photo as its EXIF tag says.
     label_size: the (H, W) that the file must have. UserError: damaged file, another size than
-    label_size, or more than 8 bits per channel.
+    label_size, or grey of more than 8 bits.
     """
     with readable(path), Image.open(path) as photo:
         turn = exif_turn(photo) if upright else 1
         # PIL's sizes are (width, height): turned round, unless the photo lies on its side. A TIFF
         # is turned by PIL itself.
-        order = 1 if turn >= 5 and photo.format != "TIFF" else -1
+        by_pil = photo.format == "TIFF"
+        order = 1 if turn >= 5 and not by_pil else -1
         file_size = photo.size[::order]
         if label_size not in (None, file_size):
             turned = ", turned as its EXIF tag says," if turn > 1 else ""
@@ -177,8 +184,8 @@ def read_photo(path, size=None, *, upright=False, label_size=None):
             # least twice our size: then the bicubic filter does the work, and pixels hardly change.
             across, down = size[::order]
             photo.draft("RGB", (2 * across, 2 * down))
-        if upright:
-            ImageOps.exif_transpose(photo, in_place=True)
+        if turn > 1 and not by_pil:
+            photo = photo.transpose(TURNS[turn])
         if photo.mode.startswith(("I", "F")):                           # PIL would clip at 255
             raise UserError(f"{path}: has more than 8 bits per channel; save it with 8")
         if "A" in photo.getbands() or "transparency" in photo.info:
@@ -200,7 +207,8 @@ def read_label_map(path, table, size=None, palette=None):
     """
     with readable(path), Image.open(path) as picture:
         # PIL stretches grey of 2 or 4 bits to 0 ... 255. The division brings the ids back.
-        step = {"L;2": 85, "L;4": 17}.get(picture.tile[0][3], 1)
+        kind_of_bytes = picture.tile[0][3] if picture.tile else ""
+        step = {"L;2": 85, "L;4": 17}.get(kind_of_bytes, 1)
         kind = picture.format, picture.mode
         if kind == ("PNG", "LA") and picture.getchannel("A").getextrema()[0] == 255:
             picture = picture.getchannel("L")
@@ -471,8 +479,10 @@ def leave_process_group(worker):
 
     Ignoring both would not do: at exit, multiprocessing sends SIGTERM to workers and waits.
     """
-    if hasattr(os, "setpgrp"):                      # Windows has no such groups
+    if hasattr(os, "setpgrp"):
         os.setpgrp()
+    else:                                           # Windows, which ends workers in another way
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def make_loader(dataset, sampler, workers):

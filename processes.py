@@ -33,7 +33,8 @@ def start_processes():
     if gpus:
         torch.cuda.set_device(local_rank)
     if "RANK" in os.environ:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+        of_gpus = "nccl" if dist.is_nccl_available() else "gloo"        # Windows has no NCCL
+        dist.init_process_group(f"cpu:gloo,cuda:{of_gpus}" if gpus else "gloo")
     return torch.device("cuda", local_rank) if gpus else torch.device("cpu")
 
 

@@ -302,7 +302,7 @@ class PictureFolder:
         self.path, self.count = Path(path), 0
         with data.write_whole(self.path / "first_try") as partial:
             partial.touch()
-        (self.path / "first_try").unlink()
+        (self.path / "first_try").unlink(missing_ok=True)
 
     def keep(self, image, name, **options):
         """PIL image -> a file of this name, never half of it."""
@@ -376,11 +376,14 @@ def enlargement(pictures):
     return max(1, 192 // highest)
 
 
-def whole_number(least, most=2 ** 62):
-    """For argparse: reads a whole number, and refuses one outside least … most."""
+def whole_number(least, most=2 ** 32 - 1):
+    """For argparse: reads a whole number, and refuses one outside least … most.
+
+    most: PyTorch's seeds have 32 bits; beyond them the same noises come again.
+    """
     def read(text):
         if not text.removeprefix("-").isdecimal() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text}: must be a whole number, at least {least}")
+            raise argparse.ArgumentTypeError(f"{text}: must be a whole number, {least} to {most}")
         return int(text)
     return read
 
@@ -388,7 +391,8 @@ def whole_number(least, most=2 ** 62):
 def parse_options(argv):
     """Command line -> (options, the words that call the contact sheet). UserError.
 
-    Two commands that ask for different things write two contact sheets.
+    Two commands that ask for different things write two contact sheets, unless they differ only in
+    the folder of a file.
     """
     parser = argparse.ArgumentParser("sample.py", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)

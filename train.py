@@ -651,6 +651,14 @@ def save_run(settings, state, dataset, latest, scored):
     for name in names + (["latest.pt"] if latest else []):
         with data.write_whole(run_dir / name) as partial:
             torch.save(state.checkpoint(settings, dataset), partial)
+    try:
+        save_tables(state, run_dir)
+    except UserError as error:                      # Excel, on Windows, keeps a csv that it shows
+        tqdm.write(f"{error}; the rows are in latest.pt and will be written with the next one")
+
+
+def save_tables(state, run_dir):
+    """log.csv, scores.csv and curves.png, all of them anew. UserError."""
     for name, rows in (("log.csv", state.log), ("scores.csv", state.scores)):
         # Rows may have different columns, as --metrics may change on resume.
         columns = dict.fromkeys(column for row in rows for column in row)
@@ -723,6 +731,8 @@ def check_settings(settings):
     if s.precision == "bf16" and torch.cuda.is_available():
         if not torch.cuda.is_bf16_supported(including_emulation=False):
             raise UserError("--precision bf16: this GPU cannot compute in bfloat16; use fp32")
+    if s.compile and s.padding == "replicate" and not torch.cuda.is_available():
+        raise UserError("--compile: PyTorch cannot compile --padding replicate for a CPU")
 
 
 def parse_settings(argv=None, settings_class=Settings, presets=PRESETS):
@@ -751,7 +761,7 @@ def parse_settings(argv=None, settings_class=Settings, presets=PRESETS):
     parser = argparse.ArgumentParser(
         description=sys.modules[settings_class.__module__].__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"[values] are those of --preset {known.preset}; name another to see its values.")
+        epilog=f"[values] are those of {run_dir if own else '--preset ' + known.preset}.")
     for field in dataclasses.fields(settings_class):
         add_option(parser, field, values[field.name])
     given = vars(parser.parse_args(argv))
@@ -783,6 +793,7 @@ def add_option(parser, field, value):
         kind = type(field.default[0])
         nargs = 2 if field.name == "init_gain" else "+"
         shown = " ".join(map(str, value))
+    shown = str(shown).replace("%", "%%")           # as argparse takes it for a format
     parser.add_argument(option_name(field), type=kind, nargs=nargs, default=value,
                         choices=CHOICES.get(field.name),
                         help=field.metadata["help"] + (f" [{shown}]" if shown != "" else ""))

@@ -87,7 +87,8 @@ class SecondJudge(nn.Module):
 def train_second_judge(network, dataset, device, steps):
     """Train on real images, with the loss and the class weights of metrics.train_segmenter."""
     optimizer = torch.optim.Adam(network.parameters(), 6e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, steps, pct_start=0.1)
+    warm_up = 0.1 if steps != 10 else 0.2           # PyTorch divides by 0.1 · steps − 1
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, steps, pct_start=warm_up)
     sampler = data.BatchSampler(len(dataset), min(8, len(dataset)), 0)
     batches = iter(data.make_loader(dataset, sampler, 0))
     network.train()

@@ -206,6 +206,25 @@ def test_every_exif_turn(kind, turn, tmp_path, capsys):
     assert ("turned as its EXIF tag says" in sentence) == (turn > 1)
 
 
+ODD_TAGS = [(282, 2, b"300 dpi\0"), (256, 5, struct.pack("<II", 24, 1)),
+            (37380, 10, struct.pack("<ii", -1, 0))]       # tag, type, content
+
+
+@pytest.mark.parametrize("tag, kind, content", ODD_TAGS, ids=["text", "fraction", "1/0"])
+def test_an_odd_exif_tag_does_not_keep_a_photo_from_being_turned(tag, kind, content, tmp_path):
+    """Text for a number, or a division by 0, as some cameras write. PIL cannot write them back."""
+    count = len(content) if kind == 2 else 1
+    exif = (b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2)
+            + b"".join(sorted([struct.pack("<HHII", 274, 3, 1, 6),
+                               struct.pack("<HHII", tag, kind, count, 38)],
+                              key=lambda entry: struct.unpack("<H", entry[:2])))
+            + struct.pack("<I", 0) + content)
+    stored = np.random.default_rng(0).integers(0, 256, (16, 24, 3)).astype(np.uint8)
+    Image.fromarray(stored).save(tmp_path / "photo.png", exif=exif)
+    turned = data.read_photo(tmp_path / "photo.png", upright=True)
+    assert (turned == np.rot90(stored, -1)).all()
+
+
 def test_photos_of_archives_stay_as_stored(tmp_path):
     # Their label maps were made for the stored pixels. A jpg is decoded at reduced scale, too.
     tiny.make_folder(tmp_path, train=1, val=1)
@@ -480,6 +499,17 @@ def test_a_file_cut_or_damaged_anywhere_ends_in_words(tmp_path):
         assert refused > 0.5 * len(whole)
 
 
+def test_workers_ignore_ctrl_c_on_windows_too(monkeypatch):
+    """It has no process groups, and sends Ctrl-C to all processes of a console."""
+    monkeypatch.delattr(os, "setpgrp")
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        data.leave_process_group(0)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 # ---- Refusals ------------------------------------------------------------------------------------
 
 PHOTO, LABEL = "images/train/street.0.jpg", "labels/train/street.0.png"
@@ -514,6 +544,7 @@ SPOILS = {    # what is done to a good folder dataset, and what the sentence mus
     "coloured labels with alpha": (put(LABEL, "RGBA"), [LABEL, "RGBA", "extras.prepare colours"]),
     "jpeg labels": (put(LABEL, "L", kind="JPEG"), [LABEL, "JPEG"]),
     "16-bit ids out of range": (put(LABEL, "I;16", 300), [LABEL, "[300]", "5 classes"]),
+    "label map that is no png": (put(LABEL, "RGB", kind="WEBP"), [LABEL, "is a WEBP"]),
     "16-bit photo": (put(PHOTO, "I;16", kind="PNG"), [PHOTO, "more than 8 bits"]),
     "text as label map": (lambda r: (r / LABEL).write_bytes(b"sky"), [LABEL, "cannot be read"]),
     "empty label map": (cut(LABEL, 0), [LABEL, "cannot be read"]),

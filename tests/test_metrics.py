@@ -251,6 +251,12 @@ def test_replaced_validation_photographs_are_scored_as_they_are(tmp_path):
     assert found[0] > 0.9 and found[1] < 0.7
 
 
+@pytest.mark.parametrize("steps", [1, 10, 11])
+def test_a_segmenter_of_any_number_of_steps(steps):
+    """PyTorch's schedule divides by 0.1 · steps − 1."""
+    assert metrics.train_segmenter(toy("train", 8), "cpu", steps)["steps"] == steps
+
+
 @pytest.mark.parametrize("count", [1, 3, 4])
 def test_a_score_that_few_images_do_not_allow_is_left_out_in_words(count, capsys):
     """Two halves with a covariance each need four images. mIoU and D's mIoU need one."""

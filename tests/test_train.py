@@ -11,6 +11,7 @@ import shutil
 import signal
 import time
 import types
+from pathlib import Path
 
 import pytest
 import several
@@ -359,6 +360,34 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(whole, tmp_path):
     assert {path.name for path in run.iterdir()} == {path.name for path in whole.iterdir()}
 
 
+def test_a_table_that_another_program_keeps_does_not_end_the_training(
+        tmp_path, monkeypatch, capsys):
+    """Excel on Windows keeps a csv that it shows. The rows come with the next checkpoint."""
+    run, replace, kept = tmp_path / "run", os.replace, []
+
+    def refuse_once(source, target):
+        if Path(target).name == "log.csv" and not kept:
+            kept.append(target)
+            raise PermissionError(13, "Access is denied")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse_once)
+    train.train(settings(run, "--steps", 4, "--checkpoint-every", 2))
+    assert "log.csv: cannot be written (Access is denied); the rows" in capsys.readouterr().out
+    assert len((run / "log.csv").read_text().splitlines()) == 5 and checkpoint(run)["step"] == 4
+
+
+def test_a_path_with_a_percent_sign_is_no_format_of_the_help(whole, tmp_path, capsys):
+    content, run = checkpoint(whole), tmp_path / "100% run"
+    content["settings"]["data_root"] = "50% crop"
+    run.mkdir()
+    torch.save(content, run / "latest.pt")
+    with pytest.raises(SystemExit) as end:
+        train.main(["--resume", "--run-dir", str(run), "--help"])
+    said = capsys.readouterr().out
+    assert end.value.code == 0 and "[50% crop]" in said and "100% run" in said
+
+
 @pytest.mark.parametrize("lr", ["1e30", "1e12"])
 def test_weights_and_statistics_that_are_not_finite_reach_no_checkpoint(tmp_path, capsys, lr):
     run = tmp_path / "run"
@@ -484,6 +513,14 @@ def test_a_gpu_that_is_missing_or_lacks_bfloat16_is_refused(tmp_path, monkeypatc
         train.train(settings(tmp_path))
     assert end.value.code == 2
     assert "2 processes need a GPU each, this machine has 1" in capsys.readouterr().err
+
+
+def test_compiling_what_pytorch_cannot_compile_is_refused(tmp_path, monkeypatch):
+    """The gradient of replicate padding has another memory format on a CPU than Inductor expects."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(data.UserError, match="--compile: PyTorch cannot compile --padding"):
+        settings(tmp_path, "--compile")
+    assert settings(tmp_path, "--compile", "--padding", "zeros").compile
 
 
 @pytest.mark.parametrize("emulated_processes", [1, 2])
