@@ -20,7 +20,6 @@ number of workers nor a resumed run changes what is loaded.
 import argparse
 import os
 import signal
-import struct
 import sys
 import time
 import unicodedata
@@ -46,10 +45,8 @@ PNGS, PHOTOS = (".png",), (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", "
 UNKNOWN_NAMES = {"unknown", "unlabelled", "unlabeled", "void", "ignore"}
 AUGMENT, ORDER = range(2)                           # purposes: a crop never shifts the shuffle
 NO_CLASS, NO_LABEL = -1, -2                         # what an id can be, see id_table
-TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
-         4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
-         6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-         8: Image.Transpose.ROTATE_90}              # what EXIF's tag 274 asks for
+TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE",
+         6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}      # what EXIF's tag 274 asks for
 
 
 # ---- Mistakes of the user ------------------------------------------------------------------------
@@ -82,7 +79,7 @@ def readable(path, what="read"):
     """Turns what the disk or PIL says about a file into a UserError: it cannot be read."""
     try:
         yield
-    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, TypeError, struct.error,
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError,
             Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(f"{path}: cannot be {what} ({reason})") from error
@@ -172,8 +169,7 @@ def read_photo(path, size=None, *, upright=False, label_size=None):
         turn = exif_turn(photo) if upright else 1
         # PIL's sizes are (width, height): turned round, unless the photo lies on its side. A TIFF
         # is turned by PIL itself.
-        by_pil = photo.format == "TIFF"
-        order = 1 if turn >= 5 and not by_pil else -1
+        order = 1 if turn >= 5 and photo.format != "TIFF" else -1
         file_size = photo.size[::order]
         if label_size not in (None, file_size):
             turned = ", turned as its EXIF tag says," if turn > 1 else ""
@@ -184,8 +180,9 @@ def read_photo(path, size=None, *, upright=False, label_size=None):
             # least twice our size: then the bicubic filter does the work, and pixels hardly change.
             across, down = size[::order]
             photo.draft("RGB", (2 * across, 2 * down))
-        if turn > 1 and not by_pil:
-            photo = photo.transpose(TURNS[turn])
+        if turn > 1 and photo.format != "TIFF":
+            # ImageOps.exif_transpose would fail at odd tags, as it writes all of them anew.
+            photo = photo.transpose(Image.Transpose[TURNS[turn]])
         if photo.mode.startswith(("I", "F")):                           # PIL would clip at 255
             raise UserError(f"{path}: has more than 8 bits per channel; save it with 8")
         if "A" in photo.getbands() or "transparency" in photo.info:
@@ -207,8 +204,8 @@ def read_label_map(path, table, size=None, palette=None):
     """
     with readable(path), Image.open(path) as picture:
         # PIL stretches grey of 2 or 4 bits to 0 ... 255. The division brings the ids back.
-        kind_of_bytes = picture.tile[0][3] if picture.tile else ""
-        step = {"L;2": 85, "L;4": 17}.get(kind_of_bytes, 1)
+        stored_as = picture.tile[0][3] if picture.tile else ""
+        step = {"L;2": 85, "L;4": 17}.get(stored_as, 1)
         kind = picture.format, picture.mode
         if kind == ("PNG", "LA") and picture.getchannel("A").getextrema()[0] == 255:
             picture = picture.getchannel("L")

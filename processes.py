@@ -39,7 +39,10 @@ def start_processes():
 
 
 def fast_precision():
-    """bf16 on a processor that computes in it, else fp32. A GPU is fast enough with fp32."""
+    """bf16 on a processor that computes in it, else fp32. A GPU is fast enough with fp32.
+
+    Other processors emulate bfloat16, ten times slower than float32.
+    """
     about = Path("/proc/cpuinfo")                   # Linux only; elsewhere fp32
     if torch.cuda.is_available() or not about.exists():
         return "fp32"
