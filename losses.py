@@ -114,8 +114,8 @@ def labelmix(real, fake, mask):
 def labelmix_loss(logits_of_mix, logits_real, logits_fake, mask):
     """L_cons = ‖ D_logits(LabelMix(x, x̂, M)) − LabelMix(D_logits(x), D_logits(x̂), M) ‖²
 
-    The mean over pixels and channels stands for the norm. All three logits (B, N+1, H, W) carry
-    gradients: D may change what it says of the mixture, or of the two images.
+    The mean over pixels and channels stands for the norm, as in the authors' code. All three logits
+    (B, N+1, H, W) carry gradients: D may change what it says of the mixture, or of the two images.
     """
     wanted = labelmix(logits_real, logits_fake, mask)
     return (at_least_float32(logits_of_mix) - at_least_float32(wanted)).square().mean()

@@ -29,7 +29,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from processes import BatchNorm     # nn.BatchNorm2d(affine=False), over the batch of all GPUs
 
 LEAK = 0.2        # slope of every leaky ReLU, in both networks
-INIT_GAIN = 0.02  # of the Xavier-normal initial weights; short presets rescale them (init_gain)
+INIT_GAIN = 0.02  # of the Xavier-normal initial weights; toy and small have others (train.py)
 
 
 # ---- Building blocks -----------------------------------------------------------------------------
@@ -181,7 +181,7 @@ class Discriminator(nn.Module):
 # only by their distances to the borders of area and image. It cannot paint the random detail of
 # leaves or asphalt. D asks for it all the same, so G makes detail of distances: stripes and grids.
 # With pixel_noise K, the last K channels are drawn anew at every pixel, in training and at test
-# time, as in StyleGAN (Karras et al., 2019): they decide texture, the others light. Paper: K = 0.
+# time, as in StyleGAN (Karras et al., 2019): they decide texture, the others the whole look.
 
 
 def noise_from_seeds(seeds, noise_dim=64):
@@ -296,7 +296,7 @@ class Generator(nn.Module):
         num_blocks: residual blocks. Between two of them the image doubles in size, so the first
             block works at 1/2^(num_blocks−1) of the size, by default 1/32.
         spade_hidden: width of the hidden layer inside each SPADE.
-        padding: "zeros" (the paper), or "replicate", which is ours. Zeros tell G where the borders
+        padding: "zeros", or "replicate", which is ours. Zeros tell G where the borders
             of the image are, and G can paint an edge along them. Repeated pixels do not.
         pixel_noise: K of the noise that G is trained with (draw_noise); kept for checkpoints.
     """

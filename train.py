@@ -39,7 +39,7 @@ from processes import (any_stop, average_gradients, catch_signals, fast_precisio
 
 
 def option(default, text, least=None, most=math.inf):
-    """A field of Settings: an option of the command line, its --help, its range."""
+    """A field of Settings: an option of the command line, its --help, the range of its numbers."""
     return dataclasses.field(default=default, metadata=dict(help=text, least=least, most=most))
 
 
@@ -71,9 +71,9 @@ class Settings:
     lr_decay: float = option(0.0, "share of the steps, at the end, in which both rates fall", 0, 1)
     lambda_labelmix: float = option(10.0, "weight of the LabelMix loss; 0 leaves it out", 0)
     no_class_balance: bool = option(False, "class weight 1 for every class but unknown")
-    frozen_norm: float = option(0.0, "share of steps, at the end, with fixed statistics", 0, 1)
+    frozen_norm: float = option(0.0, "share of steps, at the end, with G's batch norm fixed", 0, 1)
     ema_decay: float = option(0.9999, "decay of the average of G", 0, 1)
-    precision: str = option("fp32", "fp32 (GPU: TF32), or bf16; slow on a processor without bfloat16")
+    precision: str = option("fp32", "fp32 (GPU: TF32); or bf16, slow on CPUs without it")
     compile: bool = option(False, "torch.compile networks and losses: slow start, then faster")
     seed: int = option(0, "decides initial weights, order of images, noise and coins", 0)
     data_seed: int = option(0, "decides the data: drawn scenes, crops and flips", 0)
@@ -95,6 +95,7 @@ class Settings:
 # experimental setting of (Park et al., 2019)" (Sec. 3). In the first three presets learning rates,
 # batch sizes, epochs and λ are those of the authors' code. toy and small have few steps, and so
 # other settings; results/LOG.md explains each. fd_segmenter, d_miou: scores, see metrics.METRICS.
+# init_gain: where spectral norm divides a weight, its size only sets how fast Adam can turn it.
 SHORT = dict(padding="replicate", pixel_noise=16, init_gain=(1.0, 5.0), batch_size=4, beta2=0.99,
              workers=0, log_every=10, picture_every=100, checkpoint_every=100,
              metrics="miou,fd_segmenter,d_miou")
@@ -103,7 +104,7 @@ PRESETS = {
     "coco-stuff": dict(epochs=100),
     "cityscapes": dict(height=256, width=512, batch_size=20, lr_g=4e-4, lambda_labelmix=5.0,
                        ema_decay=0.999),        # ema_decay: the released models'; paper: 0.9999
-    # One's own photographs, so fewer steps: folder has the paper's networks, small has small ones.
+    # One's own photographs, often few: folder has the paper's networks, small has small ones.
     "folder": dict(batch_size=8, ema_decay=0.999, workers=2, picture_every=1000,
                    checkpoint_every=1000),
     "small": dict(SHORT, height=96, width=128, channels=24, num_blocks=5, spade_hidden=48,
@@ -157,7 +158,7 @@ def training_step(G, D, optimizer_G, optimizer_D, batch, settings):
 
 
 def set_learning_rates(state, settings):
-    """Constant; or (ours) falling to about 0 over a last part of the steps, the share lr_decay."""
+    """Constant, as in the authors' code; or (ours) falling to 0 over the last share lr_decay."""
     left = (state.total_steps - state.step + 1) / state.total_steps
     factor = min(1, left / settings.lr_decay) if settings.lr_decay else 1
     state.optimizer_G.param_groups[0]["lr"] = settings.lr_g * factor
@@ -172,17 +173,17 @@ def set_learning_rates(state, settings):
 # Batch norm needs more than weights: at test time, a mean and a deviation measured in training. The
 # average has none. Those of G belong to other weights, and an average of statistics is not what
 # averaged weights would give. So before each use the average paints from training label maps, and
-# its own statistics are measured (as torch.optim.swa_utils.update_bn does).
+# its own statistics are measured (ours; torch.optim.swa_utils.update_bn does the like).
 #
 #     update_average       in every step: the weights of the average follow G's
 #     prepare_average      before the average is used: its statistics are measured
 #     freeze_statistics    late in a short training (ours): G is measured once, then trains with the
 #                          statistics as constants and adapts to them; the average takes the same
 #
-# The statistics in use, in the 1,800 steps of the toy preset, which fixes them from step 901 on. In
-# the paper's presets all steps are as in the first column; test time has what was measured last.
+# Statistics in use in the 1,800 steps of the toy preset, which fixes them from step 901 on. (The
+# paper's presets: all steps as in the first column. Test time: the average as it was last.)
 #
-#     step            1 … 900                    901                       902 … 1,800, test time
+#     step            1 … 900                    901                       902 … 1,800
 #     G               those of each batch        measured, then fixed      fixed
 #     the average     measured before each use   copied from G             copied from G
 
@@ -196,7 +197,7 @@ def update_average(average, G, decay):
 def prepare_average(average, G, label_maps, settings):
     """Give statistics to the average: G's if these are fixed, else its own, measured anew."""
     for own, of_G in zip(average.buffers(), G.buffers()):
-        own.copy_(of_G)       # G's statistics; spectral norm's vectors, which nearly fit here, too
+        own.copy_(of_G)       # statistics; and spectral norm's singular vectors: G's nearly fit
     if any(layer.training for layer in batch_norms(G)):           # freeze_statistics fixes them
         measure_statistics(average, label_maps, settings)
     average.eval()
@@ -224,7 +225,7 @@ def measure_statistics(network, label_maps, settings):
     network.train()
     for layer in batch_norms(network):
         layer.reset_running_stats()
-        layer.momentum = None               # processes.BatchNorm then takes all batches as one
+        layer.momentum = None               # None: processes.BatchNorm pools all batches into one
     for i, labels in enumerate(label_maps):
         noise = training_noise(settings, network, "average", i)       # the same in every call
         network(labels.to(device, torch.int64), noise.to(device))
@@ -260,7 +261,7 @@ def train(settings, make_networks=make_networks, update=training_step):
     label_maps = first_label_maps(settings, train_set)
     scorer = open_scorer(settings, train_set, val_set, device)
     state = start_or_resume(settings, make_networks, train_set, device)
-    state.perfect = losses_of_perfect_G(update, settings, label_maps, train_set)  # for curves.png
+    state.perfect = losses_of_perfect_G(update, settings, label_maps, train_set)  # if x̂ were real
     G, D, average = state.generator, state.discriminator, state.ema
     batches = training_batches(settings, train_set, state, device)
     stop = False
@@ -289,7 +290,7 @@ def train(settings, make_networks=make_networks, update=training_step):
                 prepare_average(average, G, label_maps, settings)
                 check_finite(state)
 
-            # ---- Paint, score, save.
+            # ---- Paint, score, save; val_set knows the names of the classes.
             if paint:
                 save_pictures(state, settings, val_set)
             if score:
