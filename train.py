@@ -74,7 +74,7 @@ class Settings:
     frozen_norm: float = option(0.0, "share of steps, at the end, with G's batch norm fixed", 0, 1)
     ema_decay: float = option(0.9999, "decay of the average of G", 0, 1)
     precision: str = option("fp32", "fp32 (GPU: TF32); or bf16, slow on CPUs without it")
-    compile: bool = option(False, "torch.compile networks and losses: slow start, then faster")
+    compile: bool = option(False, "torch.compile: slow start, then faster; ask again at --resume")
     seed: int = option(0, "decides initial weights, order of images, noise and coins", 0)
     data_seed: int = option(0, "decides the data: drawn scenes, crops and flips", 0)
 
@@ -753,6 +753,7 @@ def parse_settings(argv=None, settings_class=Settings, presets=PRESETS):
     if known.resume:
         # A setting that is younger than the run has its default: the preset may have changed since.
         own = sample.load_checkpoint(Path(run_dir, "latest.pt"))["settings"]
+        own["compile"] = False                      # it must be asked for on each machine
         values.update((name, own[name]) for name in values.keys() & own.keys())
     else:
         values.update(presets.get(known.preset, {}), preset=known.preset)

@@ -379,13 +379,15 @@ def test_a_table_that_another_program_keeps_does_not_end_the_training(
 
 def test_a_path_with_a_percent_sign_is_no_format_of_the_help(whole, tmp_path, capsys):
     content, run = checkpoint(whole), tmp_path / "100% run"
-    content["settings"]["data_root"] = "50% crop"
+    content["settings"].update(data_root="50% crop", compile=True)
     run.mkdir()
     torch.save(content, run / "latest.pt")
     with pytest.raises(SystemExit) as end:
         train.main(["--resume", "--run-dir", str(run), "--help"])
     said = capsys.readouterr().out
     assert end.value.code == 0 and "[50% crop]" in said and "100% run" in said
+    # Another machine may have no compiler: a run is compiled again only if asked.
+    assert not train.parse_settings(["--resume", "--run-dir", str(run), "--data-root="]).compile
 
 
 @pytest.mark.parametrize("lr", ["1e30", "1e12"])
