@@ -80,6 +80,13 @@ def test_hinge_losses_against_their_closed_forms():
     assert spade.hinge_loss_G([[first[2:]], [second[1:]]]).item() == -(-2.5 / 2 + 1) / 2
 
 
+@pytest.fixture
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 def plain_losses(s, G, D, D_before, batch, perceptual):
     """What D and G minimise, in the plain form: one pass for each set of images, nothing frozen.
 
@@ -112,7 +119,7 @@ def plain_losses(s, G, D, D_before, batch, perceptual):
 
 
 @pytest.mark.parametrize("words", PATHS.values(), ids=PATHS.keys())
-def test_each_network_gets_the_gradient_of_its_own_objective(words, vgg_file):
+def test_each_network_gets_the_gradient_of_its_own_objective(words, vgg_file, float64):
     s, G, D, batch = small(spade, words)
     assert (batch[2].ndim == 4) == (s.pixel_noise > 0) and G.pixel_noise == s.pixel_noise
     perceptual = spade.PerceptualLoss(vgg_file) if s.lambda_vgg else None
@@ -128,8 +135,8 @@ def test_each_network_gets_the_gradient_of_its_own_objective(words, vgg_file):
     for network, plain, loss in ((D, plain_D, loss_D), (G, plain_G, loss_G)):
         gradients = torch.autograd.grad(loss, list(plain.parameters()))
         for parameter, expected in zip(network.parameters(), gradients):
-            torch.testing.assert_close(parameter.grad, expected, rtol=2e-3,
-                                       atol=1e-4 * max(1.0, expected.abs().max().item()))
+            torch.testing.assert_close(parameter.grad, expected, rtol=1e-6,
+                                       atol=1e-8 * max(1.0, expected.abs().max().item()))
     assert ("loss_vgg" in terms) == bool(s.lambda_vgg)
     assert ("loss_kl" in terms) == (s.multimodal == "encoder")
 
