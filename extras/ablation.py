@@ -4,6 +4,7 @@
     python -m extras.ablation --rows oasis spade+ --seeds 0 --steps 200       # quick, says little
     python -m extras.ablation --rates --out runs/ablation    # first: choose learning rates
     python -m extras.ablation --rows parts                   # what each part of OASIS buys
+    python -m extras.ablation --rows pixels                  # noise at every pixel, and padding
     python -m extras.ablation --preset small --data-root my_photos --steps 4000 --out runs/photos
 
 Given again, the same command goes on where it stopped. Options that are not named in --help go to
@@ -71,7 +72,15 @@ PARTS = {
     "no-frozen-norm": "train --pixel-noise 16 --frozen-norm 0",
     "zeros": "train --pixel-noise 16 --padding zeros",
 }
-GROUPS = {"claims": CLAIMS, "parts": ["oasis+pixels", "oasis", "oasis-no-noise"]}
+# How many channels of the noise are drawn at every pixel, and both kinds of padding.
+PIXELS = {
+    "oasis-zeros": "train --pixel-noise 0 --padding zeros",
+    "oasis+pixels-4": "train --pixel-noise 4",
+    "oasis+pixels-64": "train --pixel-noise 64",
+}
+ROWS.update(PIXELS)
+GROUPS = {"claims": CLAIMS, "parts": ["oasis+pixels", "oasis", "oasis-no-noise"],
+          "pixels": ["oasis", "oasis+pixels", "part-zeros", *PIXELS]}
 for part, words in PARTS.items():
     ROWS[f"part-{part}"] = words
     GROUPS["parts"].append(f"part-{part}")
@@ -85,7 +94,9 @@ PAIRS = [("oasis", "spade+"), ("oasis", "spade+noise"), ("oasis-no-noise", "spad
          ("oasis", "oasis-no-balance"), ("spade+noise", "spade+encoder"), ("oasis", "pix2pixhd"),
          ("oasis", "pix2pixhd+noise"), ("oasis", "ccfpse"), ("oasis", "ccfpse+noise"),
          ("spade+", "pix2pixhd"), ("spade+", "ccfpse"), ("oasis", "colour-table"),
-         ("oasis+pixels", "oasis-no-noise")]
+         ("oasis+pixels", "oasis-no-noise"), ("part-zeros", "oasis-zeros"),
+         ("oasis-zeros", "oasis"), ("oasis+pixels", "oasis+pixels-4"),
+         ("oasis+pixels", "oasis+pixels-64")]
 for part in PARTS:
     PAIRS.append(("oasis+pixels", f"part-{part}"))
 
