@@ -261,7 +261,7 @@ def train(settings, make_networks=make_networks, update=training_step):
     label_maps = first_label_maps(settings, train_set)
     scorer = open_scorer(settings, train_set, val_set, device)
     state = start_or_resume(settings, make_networks, train_set, device)
-    state.perfect = losses_of_perfect_G(update, settings, label_maps, train_set)  # if x̂ were real
+    state.perfect = losses_of_perfect_G(update, settings, label_maps, train_set)  # for curves.png
     G, D, average = state.generator, state.discriminator, state.ema
     batches = training_batches(settings, train_set, state, device)
     stop = False
@@ -290,7 +290,7 @@ def train(settings, make_networks=make_networks, update=training_step):
                 prepare_average(average, G, label_maps, settings)
                 check_finite(state)
 
-            # ---- Paint, score, save; val_set knows the names of the classes.
+            # ---- Paint, score, save. A checkpoint keeps the names of val_set's classes.
             if paint:
                 save_pictures(state, settings, val_set)
             if score:
