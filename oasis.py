@@ -52,7 +52,7 @@ def convolution(in_channels, out_channels, kernel, spectral, bias=True, stride=1
     the other methods in extras/.
     """
     layer = Convolution(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=bias,
-                        padding_mode=padding if kernel > 1 else "zeros")
+                        padding_mode=padding)
     nn.init.xavier_normal_(layer.weight, INIT_GAIN)
     if bias:
         nn.init.zeros_(layer.bias)
@@ -179,7 +179,7 @@ class Discriminator(nn.Module):
 #
 # Fresh noise at every pixel is ours. With one vector, G can tell two pixels of a uniform area apart
 # only by their distances to the borders of area and image. It cannot paint the random detail of
-# leaves or asphalt. D asks for it all the same, so G makes detail of distances: stripes and grids.
+# leaves or asphalt. Yet D demands it, so G makes detail out of these distances: stripes, grids.
 # With pixel_noise K, the last K channels are drawn anew at every pixel, in training and at test
 # time, as in StyleGAN (Karras et al., 2019): they decide texture, the others the whole look.
 

@@ -74,7 +74,7 @@ class Settings:
     frozen_norm: float = option(0.0, "share of steps, at the end, with G's batch norm fixed", 0, 1)
     ema_decay: float = option(0.9999, "decay of the average of G", 0, 1)
     precision: str = option("fp32", "fp32 (GPU: TF32); or bf16, slow on CPUs without it")
-    compile: bool = option(False, "torch.compile: slow start, then faster; ask again at --resume")
+    compile: bool = option(False, "torch.compile: slow start, then faster; not kept at --resume")
     seed: int = option(0, "decides initial weights, order of images, noise and coins", 0)
     data_seed: int = option(0, "decides the data: drawn scenes, crops and flips", 0)
 
@@ -95,7 +95,7 @@ class Settings:
 # experimental setting of (Park et al., 2019)" (Sec. 3). In the first three presets learning rates,
 # batch sizes, epochs and λ are those of the authors' code. toy and small have few steps, and so
 # other settings; results/LOG.md explains each. fd_segmenter, d_miou: scores, see metrics.METRICS.
-# init_gain: where spectral norm divides a weight, its size only sets how fast Adam can turn it.
+# init_gain: spectral norm uses a weight's direction alone; Adam turns a larger one more slowly.
 SHORT = dict(padding="replicate", pixel_noise=16, init_gain=(1.0, 5.0), batch_size=4, beta2=0.99,
              workers=0, log_every=10, picture_every=100, checkpoint_every=100,
              metrics="miou,fd_segmenter,d_miou")
@@ -181,11 +181,11 @@ def set_learning_rates(state, settings):
 #                          statistics as constants and adapts to them; the average takes the same
 #
 # Statistics in use in the 1,800 steps of the toy preset, which fixes them from step 901 on. (The
-# paper's presets: all steps as in the first column. Test time: the average as it was last.)
+# paper's presets: all steps as in the first column. Test time: those saved with the average.)
 #
 #     step            1 … 900                    901                       902 … 1,800
 #     G               those of each batch        measured, then fixed      fixed
-#     the average     measured before each use   copied from G             copied from G
+#     the average     measured before each use   copied before each use    copied before each use
 
 
 @torch.no_grad()
@@ -197,7 +197,7 @@ def update_average(average, G, decay):
 def prepare_average(average, G, label_maps, settings):
     """Give statistics to the average: G's if these are fixed, else its own, measured anew."""
     for own, of_G in zip(average.buffers(), G.buffers()):
-        own.copy_(of_G)       # statistics; and spectral norm's singular vectors: G's nearly fit
+        own.copy_(of_G)       # statistics, and singular vectors, which update_average leaves out
     if any(layer.training for layer in batch_norms(G)):           # freeze_statistics fixes them
         measure_statistics(average, label_maps, settings)
     average.eval()
@@ -225,9 +225,9 @@ def measure_statistics(network, label_maps, settings):
     network.train()
     for layer in batch_norms(network):
         layer.reset_running_stats()
-        layer.momentum = None               # None: processes.BatchNorm pools all batches into one
+        layer.momentum = None               # our BatchNorm then takes all batches as one
     for i, labels in enumerate(label_maps):
-        noise = training_noise(settings, network, "average", i)       # the same in every call
+        noise = training_noise(settings, network, "average", i)       # the same stream in each call
         network(labels.to(device, torch.int64), noise.to(device))
     batch_norms(network).eval()
 
@@ -255,7 +255,7 @@ def train(settings, make_networks=make_networks, update=training_step):
     make_networks(settings, num_classes) -> (G, D), and update, called like training_step: a variant
     of the method, such as extras/spade.py, hands in its own.
     """
-    # ---- Open the data and the state of the run.
+    # ---- Open data and run. perfect: where the losses end if D cannot tell x̂ from x.
     device = start_processes()
     train_set, val_set = open_datasets(settings)
     label_maps = first_label_maps(settings, train_set)
