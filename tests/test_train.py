@@ -379,15 +379,21 @@ def test_a_table_that_another_program_keeps_does_not_end_the_training(
 
 def test_a_path_with_a_percent_sign_is_no_format_of_the_help(whole, tmp_path, capsys):
     content, run = checkpoint(whole), tmp_path / "100% run"
-    content["settings"].update(data_root="50% crop", compile=True)
+    content["settings"].update(data_root="50% crop")
     run.mkdir()
     torch.save(content, run / "latest.pt")
     with pytest.raises(SystemExit) as end:
         train.main(["--resume", "--run-dir", str(run), "--help"])
     said = capsys.readouterr().out
     assert end.value.code == 0 and "[50% crop]" in said and "100% run" in said
-    # Another machine may have no compiler: a run is compiled again only if asked.
-    assert not train.parse_settings(["--resume", "--run-dir", str(run), "--data-root="]).compile
+
+
+def test_a_resumed_run_is_compiled_only_if_asked_again(whole, tmp_path):
+    """The other machine may have no compiler."""
+    content = checkpoint(whole)
+    content["settings"]["compile"] = True
+    torch.save(content, tmp_path / "latest.pt")
+    assert not train.parse_settings(["--resume", "--run-dir", str(tmp_path)]).compile
 
 
 @pytest.mark.parametrize("lr", ["1e30", "1e12"])
