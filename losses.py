@@ -57,7 +57,7 @@ def at_least_float32(x):
 
 def cross_entropy(logits, classes):
     """−log softmax(logits)[class] of every pixel: (B, N+1, H, W), (B, H, W) -> (B·H·W,)"""
-    rows = logits.permute(0, 2, 3, 1).flatten(0, 2)         # (B·H·W, N+1), as they lie in memory
+    rows = logits.permute(0, 2, 3, 1).flatten(0, 2)         # (B·H·W, N+1): channels last, no copy
     return F.cross_entropy(at_least_float32(rows), classes.flatten(), reduction="none")
 
 
@@ -73,7 +73,7 @@ def real_loss(logits, labels, weights):
     logits (B, N+1, H, W), labels (B, H, W) int64, weights α (N,). Returns a scalar.
     """
     # The mean runs over all pixels, those of weight 0 too. F.cross_entropy(weight=α) divides by the
-    # sum of weights: the same for the whole batch, but not for each process's share of the batch.
+    # sum of weights: over the whole batch that is the number of pixels, over one GPU's share not.
     return (weights[labels.flatten()] * cross_entropy(logits, labels)).mean()
 
 

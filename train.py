@@ -95,7 +95,7 @@ class Settings:
 # experimental setting of (Park et al., 2019)" (Sec. 3). In the first three presets learning rates,
 # batch sizes, epochs and λ are those of the authors' code. toy and small have few steps, and so
 # other settings; results/LOG.md explains each. fd_segmenter, d_miou: scores, see metrics.METRICS.
-# init_gain: spectral norm uses a weight's direction alone; Adam turns a larger one more slowly.
+# init_gain: spectral norm cancels a weight's length; Adam's steps turn a longer weight less.
 SHORT = dict(padding="replicate", pixel_noise=16, init_gain=(1.0, 5.0), batch_size=4, beta2=0.99,
              workers=0, log_every=10, picture_every=100, checkpoint_every=100,
              metrics="miou,fd_segmenter,d_miou")
@@ -178,7 +178,7 @@ def set_learning_rates(state, settings):
 #     update_average       in every step: the weights of the average follow G's
 #     prepare_average      before the average is used: its statistics are measured
 #     freeze_statistics    late in a short training (ours): G is measured once, then trains with the
-#                          statistics as constants and adapts to them; the average takes the same
+#                          statistics as constants; its weights and so their average adapt to them
 #
 # Statistics in use in the 1,800 steps of the toy preset, which fixes them from step 901 on. (The
 # paper's presets: all steps as in the first column. Test time: those saved with the average.)
@@ -197,8 +197,8 @@ def update_average(average, G, decay):
 def prepare_average(average, G, label_maps, settings):
     """Give statistics to the average: G's if these are fixed, else its own, measured anew."""
     for own, of_G in zip(average.buffers(), G.buffers()):
-        own.copy_(of_G)       # statistics, and singular vectors, which update_average leaves out
-    if any(layer.training for layer in batch_norms(G)):           # freeze_statistics fixes them
+        own.copy_(of_G)       # statistics, and spectral norm's vectors: no parameters, so not averaged
+    if any(layer.training for layer in batch_norms(G)):           # not fixed yet by freeze_statistics
         measure_statistics(average, label_maps, settings)
     average.eval()
 
@@ -225,9 +225,9 @@ def measure_statistics(network, label_maps, settings):
     network.train()
     for layer in batch_norms(network):
         layer.reset_running_stats()
-        layer.momentum = None               # our BatchNorm then takes all batches as one
+        layer.momentum = None               # our BatchNorm then pools the pixels of all batches
     for i, labels in enumerate(label_maps):
-        noise = training_noise(settings, network, "average", i)       # the same stream in each call
+        noise = training_noise(settings, network, "average", i)       # "average" names a fixed stream
         network(labels.to(device, torch.int64), noise.to(device))
     batch_norms(network).eval()
 
@@ -255,7 +255,7 @@ def train(settings, make_networks=make_networks, update=training_step):
     make_networks(settings, num_classes) -> (G, D), and update, called like training_step: a variant
     of the method, such as extras/spade.py, hands in its own.
     """
-    # ---- Open data and run. perfect: where the losses end if D cannot tell x̂ from x.
+    # ---- Open data and run. perfect: by formula, where losses end if D cannot tell x̂ from x.
     device = start_processes()
     train_set, val_set = open_datasets(settings)
     label_maps = first_label_maps(settings, train_set)
