@@ -197,8 +197,8 @@ def update_average(average, G, decay):
 def prepare_average(average, G, label_maps, settings):
     """Give statistics to the average: G's if these are fixed, else its own, measured anew."""
     for own, of_G in zip(average.buffers(), G.buffers()):
-        own.copy_(of_G)       # statistics, and spectral norm's vectors: no parameters, so not averaged
-    if any(layer.training for layer in batch_norms(G)):           # not fixed yet by freeze_statistics
+        own.copy_(of_G)   # statistics, and spectral norm's vectors: no parameters, so not averaged
+    if any(layer.training for layer in batch_norms(G)):     # not fixed yet by freeze_statistics
         measure_statistics(average, label_maps, settings)
     average.eval()
 
@@ -227,7 +227,7 @@ def measure_statistics(network, label_maps, settings):
         layer.reset_running_stats()
         layer.momentum = None               # our BatchNorm then pools the pixels of all batches
     for i, labels in enumerate(label_maps):
-        noise = training_noise(settings, network, "average", i)       # "average" names a fixed stream
+        noise = training_noise(settings, network, "average", i)    # "average" names a fixed stream
         network(labels.to(device, torch.int64), noise.to(device))
     batch_norms(network).eval()
 
