@@ -74,7 +74,7 @@ class Settings:
     frozen_norm: float = option(0.0, "share of steps, at the end, with G's batch norm fixed", 0, 1)
     ema_decay: float = option(0.9999, "decay of the average of G", 0, 1)
     precision: str = option("fp32", "fp32 (GPU: TF32); or bf16, slow on CPUs without it")
-    compile: bool = option(False, "torch.compile: slow start, then faster; not kept at --resume")
+    compile: bool = option(False, "torch.compile: slow start, then faster; give anew with --resume")
     seed: int = option(0, "decides initial weights, order of images, noise and coins", 0)
     data_seed: int = option(0, "decides the data: drawn scenes, crops and flips", 0)
 
@@ -95,7 +95,7 @@ class Settings:
 # experimental setting of (Park et al., 2019)" (Sec. 3). In the first three presets learning rates,
 # batch sizes, epochs and λ are those of the authors' code. toy and small have few steps, and so
 # other settings; results/LOG.md explains each. fd_segmenter, d_miou: scores, see metrics.METRICS.
-# init_gain: spectral norm cancels a weight's length; Adam's steps turn a longer weight less.
+# init_gain: under spectral norm a longer weight gives the same output, but Adam turns it slower.
 SHORT = dict(padding="replicate", pixel_noise=16, init_gain=(1.0, 5.0), batch_size=4, beta2=0.99,
              workers=0, log_every=10, picture_every=100, checkpoint_every=100,
              metrics="miou,fd_segmenter,d_miou")
@@ -173,7 +173,7 @@ def set_learning_rates(state, settings):
 # Batch norm needs more than weights: at test time, a mean and a deviation measured in training. The
 # average has none. Those of G belong to other weights, and an average of statistics is not what
 # averaged weights would give. So before each use the average paints from training label maps, and
-# its own statistics are measured (ours; torch.optim.swa_utils.update_bn does the like).
+# its own statistics are measured (torch.optim.swa_utils.update_bn does the like).
 #
 #     update_average       in every step: the weights of the average follow G's
 #     prepare_average      before the average is used: its statistics are measured
@@ -206,9 +206,9 @@ def prepare_average(average, G, label_maps, settings):
 def freeze_statistics(G, state, settings, label_maps):
     """From the step state.first_frozen on (toy: 901; paper: never), G's statistics are fixed.
 
-    In training, a small batch is normalised by its own mean, which each image pulls towards itself.
-    At test time nothing pulls: an image may lie farther from the mean than any did in training, and
-    get colours that D never saw and so never corrected.
+    In training, each image of a small batch pulls the batch's mean to itself. At test time none
+    does: an image may lie farther from the mean than any in training, and get colours that D never
+    saw. With fixed statistics G trains as it will be used, and D can correct such colours.
     """
     if state.step == state.first_frozen:
         measure_statistics(G, label_maps, settings)
@@ -225,9 +225,9 @@ def measure_statistics(network, label_maps, settings):
     network.train()
     for layer in batch_norms(network):
         layer.reset_running_stats()
-        layer.momentum = None               # our BatchNorm then pools the pixels of all batches
+        layer.momentum = None              # our BatchNorm: all batches as one; PyTorch's: their mean
     for i, labels in enumerate(label_maps):
-        noise = training_noise(settings, network, "average", i)    # "average" names a fixed stream
+        noise = training_noise(settings, network, "average", i)    # the same at every measuring
         network(labels.to(device, torch.int64), noise.to(device))
     batch_norms(network).eval()
 
@@ -255,7 +255,7 @@ def train(settings, make_networks=make_networks, update=training_step):
     make_networks(settings, num_classes) -> (G, D), and update, called like training_step: a variant
     of the method, such as extras/spade.py, hands in its own.
     """
-    # ---- Open data and run. perfect: by formula, where losses end if D cannot tell x̂ from x.
+    # ---- Open data and run. state.perfect: what losses would be if D could not tell x̂ from x.
     device = start_processes()
     train_set, val_set = open_datasets(settings)
     label_maps = first_label_maps(settings, train_set)
