@@ -225,7 +225,7 @@ def measure_statistics(network, label_maps, settings):
     network.train()
     for layer in batch_norms(network):
         layer.reset_running_stats()
-        layer.momentum = None              # our BatchNorm: all batches as one; PyTorch's: their mean
+        layer.momentum = None            # our BatchNorm: all batches as one; PyTorch's: their mean
     for i, labels in enumerate(label_maps):
         noise = training_noise(settings, network, "average", i)    # the same at every measuring
         network(labels.to(device, torch.int64), noise.to(device))
