@@ -57,7 +57,7 @@ def at_least_float32(x):
 
 def cross_entropy(logits, classes):
     """−log softmax(logits)[class] of every pixel: (B, N+1, H, W), (B, H, W) -> (B·H·W,)"""
-    rows = logits.permute(0, 2, 3, 1).flatten(0, 2)  # faster so; no copy, as D is channels-last
+    rows = logits.permute(0, 2, 3, 1).flatten(0, 2)     # spares a copy: State makes D channels-last
     return F.cross_entropy(at_least_float32(rows), classes.flatten(), reduction="none")
 
 
@@ -72,8 +72,8 @@ def real_loss(logits, labels, weights):
 
     logits (B, N+1, H, W), labels (B, H, W) int64, weights α (N,). Returns a scalar.
     """
-    # The mean runs over all pixels, those of weight 0 too. F.cross_entropy(weight=α) divides by the
-    # sum of α over the pixels. In a whole batch that is their number; in one GPU's share it is not.
+    # A mean over all pixels: GPUs that share a batch may average theirs. F.cross_entropy(weight=α)
+    # would divide by the sum of α over the pixels at hand, which is another number on each GPU.
     return (weights[labels.flatten()] * cross_entropy(logits, labels)).mean()
 
 

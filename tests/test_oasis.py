@@ -232,7 +232,7 @@ def test_training_noise_is_that_of_the_seeds_of_its_step():
     assert noise.shape == (3, 64, 32, 64)
     assert torch.equal(noise, train.training_noise(s, G, "noise", 5))
     assert not torch.equal(noise, train.training_noise(s, G, "noise", 6))
-    assert not torch.equal(noise, train.training_noise(s, G, "average", 5))
+    assert not torch.equal(noise, train.training_noise(s, G, "statistics", 5))
 
 
 @torch.no_grad()
