@@ -158,7 +158,7 @@ def training_step(G, D, optimizer_G, optimizer_D, batch, settings):
 
 
 def set_learning_rates(state, settings):
-    """Constant, as in the authors' code; or (ours) falling towards 0 over the last share lr_decay."""
+    """Constant, as the authors have it; or (ours) falling to nearly 0 over the last share lr_decay."""
     left = (state.total_steps - state.step + 1) / state.total_steps
     factor = min(1, left / settings.lr_decay) if settings.lr_decay else 1
     state.optimizer_G.param_groups[0]["lr"] = settings.lr_g * factor
@@ -177,8 +177,8 @@ def set_learning_rates(state, settings):
 #
 #     update_average       in every step: the weights of the average follow G's
 #     prepare_average      before the average is used: its statistics are measured
-#     freeze_statistics    late in a short training (ours): G is measured once. Its weights, and with
-#                          a delay their average, adapt to these statistics, so both can share them
+#     freeze_statistics    late in a short training (ours): G is measured once. Its weights, and
+#                          after them the average, adapt to these statistics; both can share them
 #
 # Statistics in use in the 1,800 steps of the toy preset, which fixes them from step 901 on. (The
 # paper's presets: all steps as in the first column. Test time: those saved with the average.)
@@ -225,7 +225,7 @@ def measure_statistics(network, label_maps, settings):
     network.train()
     for layer in batch_norms(network):
         layer.reset_running_stats()
-        layer.momentum = None          # no decay: our BatchNorm pools all batches, PyTorch's averages them
+        layer.momentum = None       # our BatchNorm then pools all batches; PyTorch's averages them
     for i, labels in enumerate(label_maps):
         noise = training_noise(settings, network, "statistics", i)     # the same in every call
         network(labels.to(device, torch.int64), noise.to(device))
