@@ -158,7 +158,7 @@ def training_step(G, D, optimizer_G, optimizer_D, batch, settings):
 
 
 def set_learning_rates(state, settings):
-    """Constant, as the authors have it; or (ours) falling to nearly 0 over the last share lr_decay."""
+    """Constant, as in the authors' code; or (ours) falling over the last share lr_decay."""
     left = (state.total_steps - state.step + 1) / state.total_steps
     factor = min(1, left / settings.lr_decay) if settings.lr_decay else 1
     state.optimizer_G.param_groups[0]["lr"] = settings.lr_g * factor
