@@ -146,7 +146,7 @@ class Discriminator(nn.Module):
         skips = channels[-2::-1]                                        # 512 256 256 128 128
         for out in skips:
             self.decoder.append(UpBlock(width, out))
-            width = out + out                                           # and that of the skip
+            width = out + out                                           # the block's and the skip's
         self.decoder.append(UpBlock(width, channels[0] // 2))           # 64
         self.last = convolution(channels[0] // 2, num_classes + 1, 1, spectral=False)
 

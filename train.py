@@ -95,7 +95,7 @@ class Settings:
 # experimental setting of (Park et al., 2019)" (Sec. 3). In the first three presets learning rates,
 # batch sizes, epochs and λ are those of the authors' code. toy and small have few steps, and so
 # other settings; results/LOG.md explains each. fd_segmenter, d_miou: scores, see metrics.METRICS.
-# A larger init_gain: layers with spectral norm learn slower, others start larger (scale_weights).
+# Larger init_gain: spectral-norm layers learn slower (Adam), others start larger: scale_weights.
 SHORT = dict(padding="replicate", pixel_noise=16, init_gain=(1.0, 5.0), batch_size=4, beta2=0.99,
              workers=0, log_every=10, picture_every=100, checkpoint_every=100,
              metrics="miou,fd_segmenter,d_miou")
@@ -177,8 +177,8 @@ def set_learning_rates(state, settings):
 #
 #     update_average       in every step: the weights of the average follow G's
 #     prepare_average      before the average is used: its statistics are measured
-#     freeze_statistics    late in a short training (ours): G is measured once. Its weights, and
-#                          after them the average, adapt to these statistics; both can share them
+#     freeze_statistics    late in a short training (ours): G is measured once. Its weights adapt
+#                          to these statistics; the average follows some steps later, and has them
 #
 # Statistics in use in the 1,800 steps of the toy preset, which fixes them from step 901 on. (The
 # paper's presets: all steps as in the first column. Test time: those saved with the average.)
@@ -197,7 +197,7 @@ def update_average(average, G, decay):
 def prepare_average(average, G, label_maps, settings):
     """Give statistics to the average: G's if these are fixed, else its own, measured anew."""
     for own, of_G in zip(average.buffers(), G.buffers()):
-        own.copy_(of_G)   # statistics; and spectral norm's vectors: G's are close enough
+        own.copy_(of_G)   # statistics, and spectral norm's singular vectors (G's are close)
     if any(layer.training for layer in batch_norms(G)):     # not fixed yet by freeze_statistics
         measure_statistics(average, label_maps, settings)
     average.eval()
@@ -225,7 +225,7 @@ def measure_statistics(network, label_maps, settings):
     network.train()
     for layer in batch_norms(network):
         layer.reset_running_stats()
-        layer.momentum = None       # our BatchNorm then pools all batches; PyTorch's averages them
+        layer.momentum = None       # then our BatchNorm takes all batches as one; PyTorch: their mean
     for i, labels in enumerate(label_maps):
         noise = training_noise(settings, network, "statistics", i)     # the same in every call
         network(labels.to(device, torch.int64), noise.to(device))
@@ -255,13 +255,13 @@ def train(settings, make_networks=make_networks, update=training_step):
     make_networks(settings, num_classes) -> (G, D), and update, called like training_step: a variant
     of the method, such as extras/spade.py, hands in its own.
     """
-    # ---- Open data and run. state.perfect: the losses if G were perfect, for curves.png.
+    # ---- Open data and run. state.perfect: where losses end if G is perfect, for curves.png.
     device = start_processes()
     train_set, val_set = open_datasets(settings)
     label_maps = first_label_maps(settings, train_set)
     scorer = open_scorer(settings, train_set, val_set, device)
     state = start_or_resume(settings, make_networks, train_set, device)
-    state.perfect = losses_of_perfect_G(update, settings, label_maps, train_set)  # {}: a variant
+    state.perfect = losses_of_perfect_G(update, settings, label_maps, train_set)  # variants: {}
     G, D, average = state.generator, state.discriminator, state.ema
     batches = training_batches(settings, train_set, state, device)
     stop = False
