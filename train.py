@@ -178,7 +178,7 @@ def set_learning_rates(state, settings):
 #     update_average       in every step: the weights of the average follow G's
 #     prepare_average      before the average is used: its statistics are measured
 #     freeze_statistics    late in a short training (ours): G is measured once. Its weights adapt
-#                          to these statistics; the average follows some steps later, and has them
+#                          to these statistics; the average, some steps behind, adapts, too, and shares them
 #
 # Statistics in use in the 1,800 steps of the toy preset, which fixes them from step 901 on. (The
 # paper's presets: all steps as in the first column. Test time: those saved with the average.)
@@ -225,7 +225,7 @@ def measure_statistics(network, label_maps, settings):
     network.train()
     for layer in batch_norms(network):
         layer.reset_running_stats()
-        layer.momentum = None       # then our BatchNorm takes all batches as one; PyTorch: their mean
+        layer.momentum = None    # then our BatchNorm takes all batches as one; PyTorch: their mean
     for i, labels in enumerate(label_maps):
         noise = training_noise(settings, network, "statistics", i)     # the same in every call
         network(labels.to(device, torch.int64), noise.to(device))
