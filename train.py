@@ -178,7 +178,7 @@ def set_learning_rates(state, settings):
 #     update_average       in every step: the weights of the average follow G's
 #     prepare_average      before the average is used: its statistics are measured
 #     freeze_statistics    late in a short training (ours): G is measured once. Its weights adapt
-#                          to these statistics; the average, some steps behind, adapts, too, and shares them
+#                          to these statistics; the average, some steps behind, shares them
 #
 # Statistics in use in the 1,800 steps of the toy preset, which fixes them from step 901 on. (The
 # paper's presets: all steps as in the first column. Test time: those saved with the average.)
