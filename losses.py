@@ -57,7 +57,7 @@ def at_least_float32(x):
 
 def cross_entropy(logits, classes):
     """−log softmax(logits)[class] of every pixel: (B, N+1, H, W), (B, H, W) -> (B·H·W,)"""
-    rows = logits.permute(0, 2, 3, 1).flatten(0, 2)    # a view, as D is channels-last; 4D is copied
+    rows = logits.permute(0, 2, 3, 1).flatten(0, 2)    # a view of D's channels-last output: no copy
     return F.cross_entropy(at_least_float32(rows), classes.flatten(), reduction="none")
 
 

@@ -95,7 +95,7 @@ class Settings:
 # experimental setting of (Park et al., 2019)" (Sec. 3). In the first three presets learning rates,
 # batch sizes, epochs and λ are those of the authors' code. toy and small have few steps, and so
 # other settings; results/LOG.md explains each. fd_segmenter, d_miou: scores, see metrics.METRICS.
-# Larger init_gain: spectral-norm layers learn slower (Adam), others start larger: scale_weights.
+# A larger init_gain: plain layers start larger; spectral-norm layers learn slower (scale_weights).
 SHORT = dict(padding="replicate", pixel_noise=16, init_gain=(1.0, 5.0), batch_size=4, beta2=0.99,
              workers=0, log_every=10, picture_every=100, checkpoint_every=100,
              metrics="miou,fd_segmenter,d_miou")
@@ -197,7 +197,7 @@ def update_average(average, G, decay):
 def prepare_average(average, G, label_maps, settings):
     """Give statistics to the average: G's if these are fixed, else its own, measured anew."""
     for own, of_G in zip(average.buffers(), G.buffers()):
-        own.copy_(of_G)   # statistics, and spectral norm's singular vectors (G's are close)
+        own.copy_(of_G)   # statistics; spectral norm's singular vectors: G's nearly fit the average
     if any(layer.training for layer in batch_norms(G)):     # not fixed yet by freeze_statistics
         measure_statistics(average, label_maps, settings)
     average.eval()
@@ -225,7 +225,7 @@ def measure_statistics(network, label_maps, settings):
     network.train()
     for layer in batch_norms(network):
         layer.reset_running_stats()
-        layer.momentum = None    # then our BatchNorm takes all batches as one; PyTorch: their mean
+        layer.momentum = None   # all batches as one; nn.BatchNorm2d would average their variances
     for i, labels in enumerate(label_maps):
         noise = training_noise(settings, network, "statistics", i)     # the same in every call
         network(labels.to(device, torch.int64), noise.to(device))
@@ -255,13 +255,13 @@ def train(settings, make_networks=make_networks, update=training_step):
     make_networks(settings, num_classes) -> (G, D), and update, called like training_step: a variant
     of the method, such as extras/spade.py, hands in its own.
     """
-    # ---- Open data and run. state.perfect: where losses end if G is perfect, for curves.png.
+    # ---- Open data and run. state.perfect: the losses a perfect G would reach, for curves.png.
     device = start_processes()
     train_set, val_set = open_datasets(settings)
     label_maps = first_label_maps(settings, train_set)
     scorer = open_scorer(settings, train_set, val_set, device)
     state = start_or_resume(settings, make_networks, train_set, device)
-    state.perfect = losses_of_perfect_G(update, settings, label_maps, train_set)  # variants: {}
+    state.perfect = losses_of_perfect_G(update, settings, label_maps, train_set)  # {} for a variant
     G, D, average = state.generator, state.discriminator, state.ema
     batches = training_batches(settings, train_set, state, device)
     stop = False
