@@ -28,13 +28,13 @@ def count_classes(labels, num_classes):
 
 
 def class_weights(labels, num_classes, ignore_label=None, counts=None):
-    """α_c, "the inverse of per-pixel class frequency" (Sec. 2), in the batch, and divided by K.
+    """The class weights α_c: "the inverse of per-pixel class frequency" (Sec. 2), of the batch.
 
         α_c = B·H·W / (K · pixels of c),      K = classes present, without ignore_label ("unknown")
 
-    Every class that is present gets the same total weight: a car counts as much as the sky. The
-    weights average to 1 over the pixels, so the real term weighs as much as the fake term. Absent
-    classes and ignore_label get 0.
+    Every class that is present gets the same total weight: a car counts as much as the sky. With
+    1/K the weights average to 1 over the pixels, so the real term weighs as much as the fake term.
+    Absent classes and ignore_label get 0.
 
     counts: count_classes of the whole batch, where `labels` is only this GPU's share of it.
     Returns (N,) floats.

@@ -3,8 +3,8 @@
 The networks of "You Only Need Adversarial Supervision for Semantic Image Synthesis" (Schönfeld et
 al., ICLR 2021). The generator G paints an image from a label map and noise. The discriminator D is
 a segmentation network: for every pixel it names one of the N classes of the label map, or the class
-"fake". Nothing else teaches G. The paper's text does not give the widths and the initial weights;
-those here are the ones of the authors' released models.
+"fake". Nothing else teaches G. Widths and initial weights, which the paper does not give, are those
+of the authors' code.
 
     python oasis.py        # the parameter counts of the paper's models
 
@@ -29,7 +29,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from processes import BatchNorm     # nn.BatchNorm2d(affine=False), over the batch of all GPUs
 
 LEAK = 0.2        # slope of every leaky ReLU, in both networks
-INIT_GAIN = 0.02  # of the Xavier-normal initial weights; toy and small have others (train.py)
+INIT_GAIN = 0.02  # of the Xavier-normal initial weights; the setting init_gain may change it
 
 
 # ---- Building blocks -----------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def noise_from_seeds(seeds, noise_dim=64):
 
 
 def draw_noise(seeds, size, noise_dim=64, pixel_noise=0):
-    """The noise of one image per seed, a function of the seed and of size (H, W) alone, on the CPU.
+    """The noise of one image per seed, on the CPU. It depends on seed and size (H, W), on no batch.
 
     Returns noise_from_seeds, (B, C). With pixel_noise K > 0, (B, C, H, W): the first C − K numbers
     of each vector, repeated, and in the last K channels a new number at every pixel.
@@ -280,8 +280,8 @@ class GeneratorBlock(nn.Module):
 #     channels  C+N -> 1024 -> 1024 1024  512  256  128   64 -> 3
 #     side        8       8       8   16   32   64  128  256  256
 #
-# Between two blocks, pixels are repeated to double the size. Every SPADE layer sees the condition,
-# label map and noise, shrunk to its size.
+# Before each block but the first, pixels are repeated to double the size. Every SPADE layer sees
+# the condition, label map and noise, shrunk to its size.
 
 
 class Generator(nn.Module):
@@ -354,7 +354,7 @@ def count_parameters(network):
 
 
 def main():
-    """The parameter counts of the paper's models. Table 1 says 94M; we count 93M to 97M, by N."""
+    """The parameter counts of the paper's models: 93M to 97M. Table 1 says 94M."""
     print("                    N   generator  discriminator        both")
     for name, n in (("ADE20K", 151), ("COCO-Stuff", 183), ("Cityscapes", 35)):
         with torch.device("meta"):          # tensors that have a shape and no numbers

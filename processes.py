@@ -128,12 +128,20 @@ class MeanOverProcesses(torch.autograd.Function):
 class BatchNorm(nn.BatchNorm2d):
     """nn.BatchNorm2d without scale and shift, over the batch of all processes together.
 
-    Every process has an equal share. The buffers are those of nn.BatchNorm2d; only with momentum
-    None they differ: they are then the statistics of all batches seen, taken as one.
+    Every process has an equal share. The buffers are those of nn.BatchNorm2d, until measure_anew.
     """
 
     def __init__(self, features):
         super().__init__(features, affine=False)
+
+    def measure_anew(self):
+        """Forget the statistics. From now on, keep those of all batches seen, taken as one batch.
+
+        nn.BatchNorm2d with momentum None would average the variances of the batches, and so leave
+        out how much their means differ.
+        """
+        self.reset_running_stats()
+        self.momentum = None
 
     def forward(self, x):
         """x (B, C, h, w) -> the same shape; in eval mode by the statistics kept in training."""

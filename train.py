@@ -32,8 +32,8 @@ import metrics
 import oasis
 import sample
 from data import UserError
-from processes import (any_stop, average_gradients, catch_signals, fast_precision, gather,
-                       mean_over_processes, rank_and_size, start_processes)
+from processes import (BatchNorm, any_stop, average_gradients, catch_signals, fast_precision,
+                       gather, mean_over_processes, rank_and_size, start_processes)
 
 # ---- Settings ------------------------------------------------------------------------------------
 
@@ -45,7 +45,7 @@ def option(default, text, least=None, most=math.inf):
 
 @dataclasses.dataclass
 class Settings:
-    """Defaults are the authors' model for ADE20K. A preset, toy unless named, changes them."""
+    """Defaults are the authors' model for ADE20K. A preset changes them; toy, if none is named."""
 
     preset: str = option("toy", "which data, with the settings that go with it")
     data_root: str = option("", "folder of the data set; toy needs none")
@@ -57,7 +57,7 @@ class Settings:
     num_blocks: int = option(6, "blocks of G", 1, 12)
     spade_hidden: int = option(128, "width of the hidden layer inside each SPADE", 1)
     noise_dim: int = option(64, "channels of the noise; 0: no noise", 0)
-    pixel_noise: int = option(0, "noise channels that are drawn anew at every pixel (ours)", 0)
+    pixel_noise: int = option(0, "how many of these are drawn anew at every pixel (ours)", 0)
     d_channels: tuple = option((128, 128, 256, 256, 512, 512), "widths of D's encoder blocks", 2)
     padding: str = option("zeros", "G's padding: zeros; or replicate (ours): no lines at borders")
     init_gain: tuple = option((0.02, 0.02), "Xavier gain of the initial weights, of G and of D", 0)
@@ -74,7 +74,7 @@ class Settings:
     frozen_norm: float = option(0.0, "share of steps, at the end, with G's batch norm fixed", 0, 1)
     ema_decay: float = option(0.9999, "decay of the average of G", 0, 1)
     precision: str = option("fp32", "fp32 (GPU: TF32); or bf16, slow on CPUs without it")
-    compile: bool = option(False, "torch.compile: slow start, then faster; give anew with --resume")
+    compile: bool = option(False, "torch.compile, slower to start; a --resume must repeat it")
     seed: int = option(0, "decides initial weights, order of images, noise and coins", 0)
     data_seed: int = option(0, "decides the data: drawn scenes, crops and flips", 0)
 
@@ -84,7 +84,7 @@ class Settings:
     picture_every: int = option(5000, "steps between two grids of pictures", 1)
     score_every: int = option(5000, "steps between two scorings", 1)
     checkpoint_every: int = option(5000, "steps between two checkpoints", 1)
-    metrics: str = option("miou,fd_segmenter,fid", "scores of metrics.py, with commas, or none")
+    metrics: str = option("miou,fd_segmenter,fid", "scores, see metrics.METRICS; or none")
     segmenter_steps: int = option(0, "training steps of mIoU's network (0: by image size)", 0)
 
     def __post_init__(self):
@@ -95,7 +95,7 @@ class Settings:
 # experimental setting of (Park et al., 2019)" (Sec. 3). In the first three presets learning rates,
 # batch sizes, epochs and λ are those of the authors' code. toy and small have few steps, and so
 # other settings; results/LOG.md explains each. fd_segmenter, d_miou: scores, see metrics.METRICS.
-# A larger init_gain: plain layers start larger; spectral-norm layers learn slower (scale_weights).
+# What a larger init_gain does to layers with and without spectral norm: see scale_weights.
 SHORT = dict(padding="replicate", pixel_noise=16, init_gain=(1.0, 5.0), batch_size=4, beta2=0.99,
              workers=0, log_every=10, picture_every=100, checkpoint_every=100,
              metrics="miou,fd_segmenter,d_miou")
@@ -173,7 +173,7 @@ def set_learning_rates(state, settings):
 # Batch norm needs more than weights: at test time, a mean and a deviation measured in training. The
 # average has none. Those of G belong to other weights, and an average of statistics is not what
 # averaged weights would give. So before each use the average paints from training label maps, and
-# its own statistics are measured (torch.optim.swa_utils.update_bn does the like).
+# its own statistics are measured (torch.optim.swa_utils.update_bn does something similar).
 #
 #     update_average       in every step: the weights of the average follow G's
 #     prepare_average      before the average is used: its statistics are measured
@@ -196,8 +196,9 @@ def update_average(average, G, decay):
 
 def prepare_average(average, G, label_maps, settings):
     """Give statistics to the average: G's if these are fixed, else its own, measured anew."""
+    # Buffers: the statistics, and spectral norm's singular vectors. G's vectors nearly fit here.
     for own, of_G in zip(average.buffers(), G.buffers()):
-        own.copy_(of_G)   # statistics; spectral norm's singular vectors: G's nearly fit the average
+        own.copy_(of_G)
     if any(layer.training for layer in batch_norms(G)):     # not fixed yet by freeze_statistics
         measure_statistics(average, label_maps, settings)
     average.eval()
@@ -217,15 +218,14 @@ def freeze_statistics(G, state, settings, label_maps):
 
 @torch.no_grad()
 def measure_statistics(network, label_maps, settings):
-    """Set the statistics to those of all images that the network paints of these label maps.
+    """Set the statistics to those of the features of all images painted from these label maps.
 
     label_maps: this process's share of ten training batches or more, (B, H, W) each.
     """
     device = next(network.parameters()).device
-    network.train()
+    network.train()             # so spectral norm, too, fits its singular vectors to the weights
     for layer in batch_norms(network):
-        layer.reset_running_stats()
-        layer.momentum = None   # all batches as one; nn.BatchNorm2d would average their variances
+        layer.measure_anew()    # from here on: the statistics of all batches, taken as one batch
     for i, labels in enumerate(label_maps):
         noise = training_noise(settings, network, "statistics", i)     # the same in every call
         network(labels.to(device, torch.int64), noise.to(device))
@@ -234,7 +234,7 @@ def measure_statistics(network, label_maps, settings):
 
 def batch_norms(network):
     """The batch-norm layers, one inside every SPADE, as one module."""
-    layers = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    layers = [m for m in network.modules() if isinstance(m, BatchNorm)]
     return torch.nn.ModuleList(layers)
 
 
@@ -252,16 +252,16 @@ def make_networks(settings, num_classes):
 def train(settings, make_networks=make_networks, update=training_step):
     """A whole run, from its start or from its checkpoint. Returns the last scores; None if stopped.
 
-    make_networks(settings, num_classes) -> (G, D), and update, called like training_step: a variant
-    of the method, such as extras/spade.py, hands in its own.
+    make_networks(settings, num_classes) returns (G, D); update is called like training_step. A
+    variant of the method, such as extras/spade.py, hands in both.
     """
-    # ---- Open data and run. state.perfect: the losses a perfect G would reach, for curves.png.
+    # ---- Open the data and the run. state.perfect, for curves.png: see losses_of_perfect_G.
     device = start_processes()
     train_set, val_set = open_datasets(settings)
     label_maps = first_label_maps(settings, train_set)
     scorer = open_scorer(settings, train_set, val_set, device)
     state = start_or_resume(settings, make_networks, train_set, device)
-    state.perfect = losses_of_perfect_G(update, settings, label_maps, train_set)  # {} for a variant
+    state.perfect = losses_of_perfect_G(update, settings, label_maps, train_set)
     G, D, average = state.generator, state.discriminator, state.ema
     batches = training_batches(settings, train_set, state, device)
     stop = False

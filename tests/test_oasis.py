@@ -154,7 +154,7 @@ def test_batch_norm_is_pytorchs_forward_backward_and_in_its_buffers(doubles, mom
 def test_without_momentum_batch_norm_keeps_the_statistics_of_all_batches_as_one(doubles):
     """nn.BatchNorm2d averages the variances, and so leaves out how much the means differ."""
     layer, n = processes.BatchNorm(5), 4 * 6 * 7
-    layer.momentum = None
+    layer.measure_anew()
     batches = [3 * torch.randn(4, 5, 6, 7) + 10 * shift for shift in torch.randn(6)]
     for batch in batches:
         layer(batch)
