@@ -29,7 +29,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from processes import BatchNorm     # nn.BatchNorm2d(affine=False), over the batch of all GPUs
 
 LEAK = 0.2        # slope of every leaky ReLU, in both networks
-INIT_GAIN = 0.02  # of the Xavier-normal initial weights; the setting init_gain may change it
+INIT_GAIN = 0.02  # of the Xavier-normal initial weights; init_gain in train.py rescales them
 
 
 # ---- Building blocks -----------------------------------------------------------------------------
@@ -174,8 +174,8 @@ class Discriminator(nn.Module):
 # One 64-dimensional Gaussian vector per image, repeated at every pixel and concatenated with the
 # label map (Generator.condition): a "3D" tensor of (64 + N) × H × W numbers. G sees this tensor at
 # its input and in every SPADE layer. At test time a second vector may stand inside any region. Then
-# the region changes, and its surroundings less and less, as far as G's receptive field goes
-# (Figure 1).
+# the region changes, and its surroundings the less the farther away, up to the limit of G's
+# receptive field (Figure 1).
 #
 # Fresh noise at every pixel is ours. With one vector, G can tell two pixels of a uniform area apart
 # only by their distances to the borders of area and image. It cannot paint the random detail of
@@ -185,14 +185,14 @@ class Discriminator(nn.Module):
 
 
 def noise_from_seeds(seeds, noise_dim=64):
-    """One Gaussian vector per seed, (len(seeds), noise_dim) float32, whatever batch and device."""
+    """One Gaussian vector per seed, (len(seeds), noise_dim) float32, equal on all devices."""
     vectors = [torch.randn(noise_dim, generator=torch.Generator().manual_seed(int(seed)),
                            dtype=torch.float32) for seed in seeds]
     return torch.stack(vectors)
 
 
 def draw_noise(seeds, size, noise_dim=64, pixel_noise=0):
-    """The noise of one image per seed, on the CPU. It depends on seed and size (H, W), on no batch.
+    """The noise of one image per seed, on the CPU. Other images in the batch do not change it.
 
     Returns noise_from_seeds, (B, C). With pixel_noise K > 0, (B, C, H, W): the first C − K numbers
     of each vector, repeated, and in the last K channels a new number at every pixel.

@@ -74,7 +74,7 @@ class Settings:
     frozen_norm: float = option(0.0, "share of steps, at the end, with G's batch norm fixed", 0, 1)
     ema_decay: float = option(0.9999, "decay of the average of G", 0, 1)
     precision: str = option("fp32", "fp32 (GPU: TF32); or bf16, slow on CPUs without it")
-    compile: bool = option(False, "torch.compile, slower to start; a --resume must repeat it")
+    compile: bool = option(False, "torch.compile: slower to start. --resume does not keep it")
     seed: int = option(0, "decides initial weights, order of images, noise and coins", 0)
     data_seed: int = option(0, "decides the data: drawn scenes, crops and flips", 0)
 
@@ -170,10 +170,10 @@ def set_learning_rates(state, settings):
 # G and D change against each other and do not come to rest. An average of G's weights, mostly of
 # late steps, paints better than G itself (Yaz et al., 2018). The paper's models use it (Sec. 3).
 #
-# Batch norm needs more than weights: at test time, a mean and a deviation measured in training. The
-# average has none. Those of G belong to other weights, and an average of statistics is not what
-# averaged weights would give. So before each use the average paints from training label maps, and
-# its own statistics are measured (torch.optim.swa_utils.update_bn does something similar).
+# At test time batch norm uses statistics, a mean and a deviation measured in training. The average
+# has none. Those of G belong to other weights, and an average of statistics is not what averaged
+# weights would give. So before each use the average paints from training label maps, and its own
+# statistics are measured (torch.optim.swa_utils.update_bn does something similar).
 #
 #     update_average       in every step: the weights of the average follow G's
 #     prepare_average      before the average is used: its statistics are measured
@@ -181,7 +181,7 @@ def set_learning_rates(state, settings):
 #                          to these statistics; the average, some steps behind, shares them
 #
 # Statistics in use in the 1,800 steps of the toy preset, which fixes them from step 901 on. (The
-# paper's presets: all steps as in the first column. Test time: those saved with the average.)
+# paper's presets: all steps as under 1 … 900. Test time: those saved with the average.)
 #
 #     step            1 … 900                    901                       902 … 1,800
 #     G               those of each batch        measured, then fixed      fixed
@@ -196,7 +196,7 @@ def update_average(average, G, decay):
 
 def prepare_average(average, G, label_maps, settings):
     """Give statistics to the average: G's if these are fixed, else its own, measured anew."""
-    # Buffers: the statistics, and spectral norm's singular vectors. G's vectors nearly fit here.
+    # Buffers: the statistics; and spectral norm's vectors, much the same for weights so close.
     for own, of_G in zip(average.buffers(), G.buffers()):
         own.copy_(of_G)
     if any(layer.training for layer in batch_norms(G)):     # not fixed yet by freeze_statistics
@@ -218,14 +218,14 @@ def freeze_statistics(G, state, settings, label_maps):
 
 @torch.no_grad()
 def measure_statistics(network, label_maps, settings):
-    """Set the statistics to those of the features of all images painted from these label maps.
+    """Set the statistics to those of all that the network computes from these label maps.
 
     label_maps: this process's share of ten training batches or more, (B, H, W) each.
     """
     device = next(network.parameters()).device
-    network.train()             # so spectral norm, too, fits its singular vectors to the weights
+    network.train()             # as in training, each batch is normalised by its own statistics;
     for layer in batch_norms(network):
-        layer.measure_anew()    # from here on: the statistics of all batches, taken as one batch
+        layer.measure_anew()    # kept are those of all batches together (processes.BatchNorm)
     for i, labels in enumerate(label_maps):
         noise = training_noise(settings, network, "statistics", i)     # the same in every call
         network(labels.to(device, torch.int64), noise.to(device))
