@@ -28,7 +28,7 @@ def count_classes(labels, num_classes):
 
 
 def class_weights(labels, num_classes, ignore_label=None, counts=None):
-    """The class weights α_c: "the inverse of per-pixel class frequency" (Sec. 2), of the batch.
+    """α_c of Eq. 1, counted over a batch: "the inverse of per-pixel class frequency" (Sec. 2).
 
         α_c = B·H·W / (K · pixels of c),      K = classes present, without ignore_label ("unknown")
 
@@ -57,7 +57,7 @@ def at_least_float32(x):
 
 def cross_entropy(logits, classes):
     """−log softmax(logits)[class] of every pixel: (B, N+1, H, W), (B, H, W) -> (B·H·W,)"""
-    rows = logits.permute(0, 2, 3, 1).flatten(0, 2)    # a view of D's channels-last output: no copy
+    rows = logits.permute(0, 2, 3, 1).flatten(0, 2)          # the logits of a pixel in each row
     return F.cross_entropy(at_least_float32(rows), classes.flatten(), reduction="none")
 
 
@@ -95,7 +95,7 @@ def fake_loss(logits):
 
 
 def labelmix_mask(labels, num_classes, generator=None, coins=None):
-    """M: one fair coin for each class of each image decides for all its pixels.
+    """M: one fair coin for each class of each image decides for all pixels of the class.
 
     labels (B, H, W) int64. coins: (B, N) of 0 and 1; None: drawn here from `generator`, a
     torch.Generator. Returns (B, 1, H, W) float32: 1 takes the real image, 0 the generated one.

@@ -89,7 +89,7 @@ def shrink(condition, s):
 
 
 class DiscriminatorBlock(nn.Module):
-    """The layers of a residual block: two 3×3 convolutions; 1×1 where the width changes."""
+    """Layers of a residual block: two of 3×3; on the shortcut 1×1 where the width changes."""
 
     def __init__(self, in_channels, out_channels):
         super().__init__()
@@ -118,7 +118,7 @@ class UpBlock(DiscriminatorBlock):
     """Doubles the size at its start, by repeating pixels."""
 
     def forward(self, x, size):
-        """x (B, in, h, w) -> (B, out, *size); size: (2h, 2w), or one less where it was odd."""
+        """x (B, in, h, w) -> (B, out, *size); size: that of the features to join."""
         shortcut = upsample(self.conv_s(x), size)
         x = self.conv_1(upsample(F.leaky_relu(x, LEAK), size))
         x = self.conv_2(leaky_relu(x))
@@ -174,14 +174,14 @@ class Discriminator(nn.Module):
 # One 64-dimensional Gaussian vector per image, repeated at every pixel and concatenated with the
 # label map (Generator.condition): a "3D" tensor of (64 + N) × H × W numbers. G sees this tensor at
 # its input and in every SPADE layer. At test time a second vector may stand inside any region. Then
-# the region changes, and its surroundings the less the farther away, up to the limit of G's
-# receptive field (Figure 1).
+# the region changes, and what lies near it, within the receptive field of G (Figure 1).
 #
 # Fresh noise at every pixel is ours. With one vector, G can tell two pixels of a uniform area apart
 # only by their distances to the borders of area and image. It cannot paint the random detail of
 # leaves or asphalt. Yet D demands it, so G makes detail out of these distances: stripes, grids.
 # With pixel_noise K, the last K channels are drawn anew at every pixel, in training and at test
-# time, as in StyleGAN (Karras et al., 2019): they decide texture, the others the whole look.
+# time. G learned to make texture of them, and the whole look of the others (extras/README.md).
+# StyleGAN has noise at every pixel for the same reason (Karras et al., 2019).
 
 
 def noise_from_seeds(seeds, noise_dim=64):
@@ -281,7 +281,7 @@ class GeneratorBlock(nn.Module):
 #     side        8       8       8   16   32   64  128  256  256
 #
 # Before each block but the first, pixels are repeated to double the size. Every SPADE layer sees
-# the condition, label map and noise, shrunk to its size.
+# the condition, which is label map and noise, shrunk to its size.
 
 
 class Generator(nn.Module):

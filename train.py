@@ -45,7 +45,7 @@ def option(default, text, least=None, most=math.inf):
 
 @dataclasses.dataclass
 class Settings:
-    """Defaults are the authors' model for ADE20K. A preset changes them; toy, if none is named."""
+    """The values here are the authors' for ADE20K. A preset changes some; by default it is toy."""
 
     preset: str = option("toy", "which data, with the settings that go with it")
     data_root: str = option("", "folder of the data set; toy needs none")
@@ -63,7 +63,7 @@ class Settings:
     init_gain: tuple = option((0.02, 0.02), "Xavier gain of the initial weights, of G and of D", 0)
 
     epochs: int = option(200, "passes over the training images", 1)
-    steps: int = option(0, "train so many steps instead of epochs (0: epochs)", 0)
+    steps: int = option(0, "train this many steps instead of epochs (0: epochs)", 0)
     batch_size: int = option(32, "images per step, over all processes together", 1)
     lr_g: float = option(1e-4, "Adam's learning rate for G", 0)
     lr_d: float = option(4e-4, "Adam's learning rate for D", 0)
@@ -74,12 +74,12 @@ class Settings:
     frozen_norm: float = option(0.0, "share of steps, at the end, with G's batch norm fixed", 0, 1)
     ema_decay: float = option(0.9999, "decay of the average of G", 0, 1)
     precision: str = option("fp32", "fp32 (GPU: TF32); or bf16, slow on CPUs without it")
-    compile: bool = option(False, "torch.compile: slower to start. --resume does not keep it")
+    compile: bool = option(False, "torch.compile: slower to start; to be given with --resume, too")
     seed: int = option(0, "decides initial weights, order of images, noise and coins", 0)
     data_seed: int = option(0, "decides the data: drawn scenes, crops and flips", 0)
 
     run_dir: str = option("", "folder of the run; empty: runs/PRESET")
-    resume: bool = option(False, "go on with the run in --run-dir")
+    resume: bool = option(False, "go on with the run in --run-dir, with its settings")
     log_every: int = option(100, "steps between two rows of losses in log.csv", 1)
     picture_every: int = option(5000, "steps between two grids of pictures", 1)
     score_every: int = option(5000, "steps between two scorings", 1)
@@ -103,14 +103,14 @@ PRESETS = {
     "ade20k": {},
     "coco-stuff": dict(epochs=100),
     "cityscapes": dict(height=256, width=512, batch_size=20, lr_g=4e-4, lambda_labelmix=5.0,
-                       ema_decay=0.999),        # ema_decay: the released models'; paper: 0.9999
+                       ema_decay=0.999),        # of the released models; the paper has 0.9999
     # One's own photographs, often few: folder has the paper's networks, small has small ones.
     "folder": dict(batch_size=8, ema_decay=0.999, workers=2, picture_every=1000,
                    checkpoint_every=1000),
     "small": dict(SHORT, height=96, width=128, channels=24, num_blocks=5, spade_hidden=48,
                   d_channels=(48, 96, 128, 192, 256), steps=6000, lr_g=1e-3, lr_d=3e-3,
                   lr_decay=0.75, frozen_norm=0.25, lambda_labelmix=5.0, ema_decay=0.998,
-                  score_every=1000, precision=fast_precision()),
+                  score_every=1000, precision=fast_precision()),    # bf16 if it is fast here
     "toy": dict(SHORT, height=64, width=64, channels=16, num_blocks=4, spade_hidden=32,
                 d_channels=(32, 64, 96, 128), steps=1800, lr_g=2e-3, lr_d=5e-3, lr_decay=1.0,
                 frozen_norm=0.5, lambda_labelmix=2.0, ema_decay=0.995, score_every=600),
@@ -170,15 +170,15 @@ def set_learning_rates(state, settings):
 # G and D change against each other and do not come to rest. An average of G's weights, mostly of
 # late steps, paints better than G itself (Yaz et al., 2018). The paper's models use it (Sec. 3).
 #
-# At test time batch norm uses statistics, a mean and a deviation measured in training. The average
-# has none. Those of G belong to other weights, and an average of statistics is not what averaged
-# weights would give. So before each use the average paints from training label maps, and its own
-# statistics are measured (torch.optim.swa_utils.update_bn does something similar).
+# At test time batch norm uses statistics, a mean and a variance measured in training. Those of G
+# belong to G's weights, and an average of them is not what averaged weights would give. So before
+# each use the average paints from training label maps, and its own statistics are measured
+# (torch.optim.swa_utils.update_bn does something similar).
 #
 #     update_average       in every step: the weights of the average follow G's
-#     prepare_average      before the average is used: its statistics are measured
-#     freeze_statistics    late in a short training (ours): G is measured once. Its weights adapt
-#                          to these statistics; the average, some steps behind, shares them
+#     prepare_average      before the average is used: gives statistics to it
+#     freeze_statistics    late in a short training (ours): G's statistics are measured once. G's
+#                          weights adapt to them, and so those of the average, which shares them
 #
 # Statistics in use in the 1,800 steps of the toy preset, which fixes them from step 901 on. (The
 # paper's presets: all steps as under 1 … 900. Test time: those saved with the average.)
@@ -196,7 +196,7 @@ def update_average(average, G, decay):
 
 def prepare_average(average, G, label_maps, settings):
     """Give statistics to the average: G's if these are fixed, else its own, measured anew."""
-    # Buffers: the statistics; and spectral norm's vectors, much the same for weights so close.
+    # Buffers are statistics and spectral norm's vectors; close weights can share the latter.
     for own, of_G in zip(average.buffers(), G.buffers()):
         own.copy_(of_G)
     if any(layer.training for layer in batch_norms(G)):     # not fixed yet by freeze_statistics
@@ -218,14 +218,14 @@ def freeze_statistics(G, state, settings, label_maps):
 
 @torch.no_grad()
 def measure_statistics(network, label_maps, settings):
-    """Set the statistics to those of all that the network computes from these label maps.
+    """Let the network paint as in training, and keep the statistics of all batches together.
 
     label_maps: this process's share of ten training batches or more, (B, H, W) each.
     """
     device = next(network.parameters()).device
-    network.train()             # as in training, each batch is normalised by its own statistics;
+    network.train()
     for layer in batch_norms(network):
-        layer.measure_anew()    # kept are those of all batches together (processes.BatchNorm)
+        layer.measure_anew()
     for i, labels in enumerate(label_maps):
         noise = training_noise(settings, network, "statistics", i)     # the same in every call
         network(labels.to(device, torch.int64), noise.to(device))
@@ -290,7 +290,7 @@ def train(settings, make_networks=make_networks, update=training_step):
                 prepare_average(average, G, label_maps, settings)
                 check_finite(state)
 
-            # ---- Paint, score, save. A checkpoint keeps the names of val_set's classes.
+            # ---- Paint, score, save.
             if paint:
                 save_pictures(state, settings, val_set)
             if score:
