@@ -180,7 +180,7 @@ class Discriminator(nn.Module):
 # only by their distances to the borders of area and image. It cannot paint the random detail of
 # leaves or asphalt. Yet D demands it, so G makes detail out of these distances: stripes, grids.
 # With pixel_noise K, the last K channels are drawn anew at every pixel, in training and at test
-# time. G learned to make texture of them, and the whole look of the others (extras/README.md).
+# time. They come to decide texture, the other channels the whole look (extras/README.md).
 # StyleGAN has noise at every pixel for the same reason (Karras et al., 2019).
 
 
@@ -296,8 +296,8 @@ class Generator(nn.Module):
         num_blocks: residual blocks. Between two of them the image doubles in size, so the first
             block works at 1/2^(num_blocks−1) of the size, by default 1/32.
         spade_hidden: width of the hidden layer inside each SPADE.
-        padding: "zeros", or "replicate", which is ours. Zeros tell G where the borders
-            of the image are, and G can paint an edge along them. Repeated pixels do not.
+        padding: "zeros", or "replicate", which is ours. Zeros show G where the image
+            ends, and G can paint a frame there. Repeated pixels hardly show it.
         pixel_noise: K of the noise that G is trained with (draw_noise); kept for checkpoints.
     """
 

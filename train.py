@@ -171,14 +171,14 @@ def set_learning_rates(state, settings):
 # late steps, paints better than G itself (Yaz et al., 2018). The paper's models use it (Sec. 3).
 #
 # At test time batch norm uses statistics, a mean and a variance measured in training. Those of G
-# belong to G's weights, and an average of them is not what averaged weights would give. So before
-# each use the average paints from training label maps, and its own statistics are measured
+# belong to G's weights, and an average of statistics is not what averaged weights would give. So
+# before each use the average paints from training label maps, and its own statistics are measured
 # (torch.optim.swa_utils.update_bn does something similar).
 #
 #     update_average       in every step: the weights of the average follow G's
 #     prepare_average      before the average is used: gives statistics to it
-#     freeze_statistics    late in a short training (ours): G's statistics are measured once. G's
-#                          weights adapt to them, and so those of the average, which shares them
+#     freeze_statistics    late in a short training (ours): G's statistics are measured once. Later
+#                          weights of G fit them, and so does the average of these weights
 #
 # Statistics in use in the 1,800 steps of the toy preset, which fixes them from step 901 on. (The
 # paper's presets: all steps as under 1 … 900. Test time: those saved with the average.)
@@ -196,7 +196,7 @@ def update_average(average, G, decay):
 
 def prepare_average(average, G, label_maps, settings):
     """Give statistics to the average: G's if these are fixed, else its own, measured anew."""
-    # Buffers are statistics and spectral norm's vectors; close weights can share the latter.
+    # No step trains the average's buffers: its statistics, and spectral norm's singular vectors.
     for own, of_G in zip(average.buffers(), G.buffers()):
         own.copy_(of_G)
     if any(layer.training for layer in batch_norms(G)):     # not fixed yet by freeze_statistics
@@ -218,14 +218,14 @@ def freeze_statistics(G, state, settings, label_maps):
 
 @torch.no_grad()
 def measure_statistics(network, label_maps, settings):
-    """Let the network paint as in training, and keep the statistics of all batches together.
+    """Paint from these label maps, each batch normalised by itself; keep the statistics of all.
 
     label_maps: this process's share of ten training batches or more, (B, H, W) each.
     """
     device = next(network.parameters()).device
     network.train()
     for layer in batch_norms(network):
-        layer.measure_anew()
+        layer.measure_anew()    # keeps mean and variance over all pixels of all batches to come
     for i, labels in enumerate(label_maps):
         noise = training_noise(settings, network, "statistics", i)     # the same in every call
         network(labels.to(device, torch.int64), noise.to(device))
