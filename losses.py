@@ -57,7 +57,7 @@ def at_least_float32(x):
 
 def cross_entropy(logits, classes):
     """−log softmax(logits)[class] of every pixel: (B, N+1, H, W), (B, H, W) -> (B·H·W,)"""
-    rows = logits.permute(0, 2, 3, 1).flatten(0, 2)          # the logits of a pixel in each row
+    rows = logits.permute(0, 2, 3, 1).flatten(0, 2)  # F.cross_entropy moves fewer bytes of rows
     return F.cross_entropy(at_least_float32(rows), classes.flatten(), reduction="none")
 
 
@@ -72,8 +72,8 @@ def real_loss(logits, labels, weights):
 
     logits (B, N+1, H, W), labels (B, H, W) int64, weights α (N,). Returns a scalar.
     """
-    # A mean over all pixels: GPUs that share a batch may average theirs. F.cross_entropy(weight=α)
-    # would divide by the sum of α over the pixels at hand, which is another number on each GPU.
+    # A mean over all pixels, so that the mean of several GPUs' losses is that of the whole batch.
+    # F.cross_entropy(weight=α) would divide by the sum of α, a different number on each GPU.
     return (weights[labels.flatten()] * cross_entropy(logits, labels)).mean()
 
 

@@ -176,11 +176,11 @@ class Discriminator(nn.Module):
 # its input and in every SPADE layer. At test time a second vector may stand inside any region. Then
 # the region changes, and what lies near it, within the receptive field of G (Figure 1).
 #
-# Fresh noise at every pixel is ours. With one vector, G can tell two pixels of a uniform area apart
-# only by their distances to the borders of area and image. It cannot paint the random detail of
-# leaves or asphalt. Yet D demands it, so G makes detail out of these distances: stripes, grids.
-# With pixel_noise K, the last K channels are drawn anew at every pixel, in training and at test
-# time. They come to decide texture, the other channels the whole look (extras/README.md).
+# Training with fresh noise at every pixel is ours. With one vector, G can tell two pixels of a
+# uniform area apart only by their distances to the borders of area and image. It cannot paint the
+# random detail of leaves or asphalt. Yet D demands it, so G makes detail out of these distances:
+# stripes, grids. With pixel_noise K, the last K channels are drawn anew at every pixel, in training
+# and at test time. They come to decide texture, the others the whole look (extras/README.md).
 # StyleGAN has noise at every pixel for the same reason (Karras et al., 2019).
 
 
@@ -225,7 +225,7 @@ def local_noise(outside, inside, region):
 
 
 class SPADE(nn.Module):
-    """Spatially-adaptive normalisation (Park et al., 2019): batch norm, then x · (1 + γ) + β.
+    """Spatially-adaptive normalisation (Park et al., 2019): batch_norm(x) · (1 + γ) + β.
 
     Normalising can remove what the label says. Take a batch that is all sky, without noise:
     convolved, all pixels are equal (borders aside), and value − mean is 0. A batch of all sea gives
@@ -281,7 +281,7 @@ class GeneratorBlock(nn.Module):
 #     side        8       8       8   16   32   64  128  256  256
 #
 # Before each block but the first, pixels are repeated to double the size. Every SPADE layer sees
-# the condition, which is label map and noise, shrunk to its size.
+# the condition, label map and noise in one tensor, shrunk to the size of its x.
 
 
 class Generator(nn.Module):
@@ -296,8 +296,8 @@ class Generator(nn.Module):
         num_blocks: residual blocks. Between two of them the image doubles in size, so the first
             block works at 1/2^(num_blocks−1) of the size, by default 1/32.
         spade_hidden: width of the hidden layer inside each SPADE.
-        padding: "zeros", or "replicate", which is ours. Zeros show G where the image
-            ends, and G can paint a frame there. Repeated pixels hardly show it.
+        padding: "zeros", or "replicate", which is ours. Zeros tell G where the image
+            ends, and G can paint a frame there. Repeated pixels hardly tell.
         pixel_noise: K of the noise that G is trained with (draw_noise); kept for checkpoints.
     """
 

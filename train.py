@@ -59,7 +59,7 @@ class Settings:
     noise_dim: int = option(64, "channels of the noise; 0: no noise", 0)
     pixel_noise: int = option(0, "how many of these are drawn anew at every pixel (ours)", 0)
     d_channels: tuple = option((128, 128, 256, 256, 512, 512), "widths of D's encoder blocks", 2)
-    padding: str = option("zeros", "G's padding: zeros; or replicate (ours): no lines at borders")
+    padding: str = option("zeros", "G's padding: zeros; or replicate (ours), against frames")
     init_gain: tuple = option((0.02, 0.02), "Xavier gain of the initial weights, of G and of D", 0)
 
     epochs: int = option(200, "passes over the training images", 1)
@@ -74,7 +74,7 @@ class Settings:
     frozen_norm: float = option(0.0, "share of steps, at the end, with G's batch norm fixed", 0, 1)
     ema_decay: float = option(0.9999, "decay of the average of G", 0, 1)
     precision: str = option("fp32", "fp32 (GPU: TF32); or bf16, slow on CPUs without it")
-    compile: bool = option(False, "torch.compile: slower to start; to be given with --resume, too")
+    compile: bool = option(False, "torch.compile: slower to start; give it again with --resume")
     seed: int = option(0, "decides initial weights, order of images, noise and coins", 0)
     data_seed: int = option(0, "decides the data: drawn scenes, crops and flips", 0)
 
@@ -158,7 +158,7 @@ def training_step(G, D, optimizer_G, optimizer_D, batch, settings):
 
 
 def set_learning_rates(state, settings):
-    """Constant, as in the authors' code; or (ours) falling over the last share lr_decay."""
+    """Constant, as in the authors' code; or (ours) falling over the last lr_decay of the steps."""
     left = (state.total_steps - state.step + 1) / state.total_steps
     factor = min(1, left / settings.lr_decay) if settings.lr_decay else 1
     state.optimizer_G.param_groups[0]["lr"] = settings.lr_g * factor
@@ -177,8 +177,8 @@ def set_learning_rates(state, settings):
 #
 #     update_average       in every step: the weights of the average follow G's
 #     prepare_average      before the average is used: gives statistics to it
-#     freeze_statistics    late in a short training (ours): G's statistics are measured once. Later
-#                          weights of G fit them, and so does the average of these weights
+#     freeze_statistics    late in a short training (ours): G's statistics are measured, then fixed.
+#                          All later weights of G fit them, and so does their average
 #
 # Statistics in use in the 1,800 steps of the toy preset, which fixes them from step 901 on. (The
 # paper's presets: all steps as under 1 … 900. Test time: those saved with the average.)
@@ -196,10 +196,10 @@ def update_average(average, G, decay):
 
 def prepare_average(average, G, label_maps, settings):
     """Give statistics to the average: G's if these are fixed, else its own, measured anew."""
-    # No step trains the average's buffers: its statistics, and spectral norm's singular vectors.
+    # update_average moves weights only. Here the rest is copied: statistics, singular vectors.
     for own, of_G in zip(average.buffers(), G.buffers()):
         own.copy_(of_G)
-    if any(layer.training for layer in batch_norms(G)):     # not fixed yet by freeze_statistics
+    if any(layer.training for layer in batch_norms(G)):     # G's statistics are not fixed yet
         measure_statistics(average, label_maps, settings)
     average.eval()
 
@@ -207,9 +207,9 @@ def prepare_average(average, G, label_maps, settings):
 def freeze_statistics(G, state, settings, label_maps):
     """From the step state.first_frozen on (toy: 901; paper: never), G's statistics are fixed.
 
-    In training, each image of a small batch pulls the batch's mean to itself. At test time none
-    does: an image may lie farther from the mean than any in training, and get colours that D never
-    saw. With fixed statistics G trains as it will be used, and D can correct such colours.
+    In training, each image of a small batch pulls the batch's mean towards itself. At test time the
+    mean is fixed: an image may lie farther from it than any in training, and get colours that D
+    never saw. With fixed statistics G trains as it will be used, and D can correct such colours.
     """
     if state.step == state.first_frozen:
         measure_statistics(G, label_maps, settings)
@@ -218,14 +218,14 @@ def freeze_statistics(G, state, settings, label_maps):
 
 @torch.no_grad()
 def measure_statistics(network, label_maps, settings):
-    """Paint from these label maps, each batch normalised by itself; keep the statistics of all.
+    """Paint from these label maps, and keep mean and variance over all pixels of all batches.
 
     label_maps: this process's share of ten training batches or more, (B, H, W) each.
     """
     device = next(network.parameters()).device
-    network.train()
+    network.train()             # each batch is normalised by itself; eval() would use what was kept
     for layer in batch_norms(network):
-        layer.measure_anew()    # keeps mean and variance over all pixels of all batches to come
+        layer.measure_anew()    # see processes.BatchNorm
     for i, labels in enumerate(label_maps):
         noise = training_noise(settings, network, "statistics", i)     # the same in every call
         network(labels.to(device, torch.int64), noise.to(device))
