@@ -1,14 +1,14 @@
 """The losses of OASIS: weighted (N+1)-class cross-entropy (Eq. 1 and Eq. 2) and LabelMix.
 
-All that the two networks are taught (Sec. 2). x is a photograph with its label map t, and
-x̂ = G(z, t) the image that G paints from t and noise z:
+Nothing else teaches the two networks (Sec. 2). x is a photograph, t its label map, and x̂ = G(z, t)
+the image that G paints from t and noise z:
 
     D minimises   real_loss(D(x), t)  +  fake_loss(D(x̂))  +  λ · labelmix_loss  (Eq. 1 + λ L_cons)
     G minimises   real_loss(D(x̂), t)                                             (Eq. 2)
 
 D learns to name the class of every pixel of a photograph, and to call every pixel of a painted
-image "fake", class N+1. G learns to paint so that D reads t from its image: pixel by pixel the
-gradient pushes D's answer towards the right class. λ weighs LabelMix against the rest: the paper's
+image "fake", class N+1. G learns to paint so that D reads t from its image: the gradient tells, at
+every pixel, how to change x̂ so that D names the right class. λ weighs LabelMix against the rest: the paper's
 text adds L_cons without a factor, the authors' code has 5 or 10.
 
 D(·) stands for D's logits here, (B, N+1, H, W); the paper's D(·) is their softmax, called p below.
@@ -57,7 +57,7 @@ def at_least_float32(x):
 
 def cross_entropy(logits, classes):
     """−log softmax(logits)[class] of every pixel: (B, N+1, H, W), (B, H, W) -> (B·H·W,)"""
-    rows = logits.permute(0, 2, 3, 1).flatten(0, 2)  # F.cross_entropy moves fewer bytes of rows
+    rows = logits.permute(0, 2, 3, 1).flatten(0, 2)    # rows: F.cross_entropy moves fewer bytes
     return F.cross_entropy(at_least_float32(rows), classes.flatten(), reduction="none")
 
 

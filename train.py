@@ -45,7 +45,7 @@ def option(default, text, least=None, most=math.inf):
 
 @dataclasses.dataclass
 class Settings:
-    """The values here are the authors' for ADE20K. A preset changes some; by default it is toy."""
+    """The values here are the authors' for ADE20K. A preset, by default toy, changes some."""
 
     preset: str = option("toy", "which data, with the settings that go with it")
     data_root: str = option("", "folder of the data set; toy needs none")
@@ -57,7 +57,7 @@ class Settings:
     num_blocks: int = option(6, "blocks of G", 1, 12)
     spade_hidden: int = option(128, "width of the hidden layer inside each SPADE", 1)
     noise_dim: int = option(64, "channels of the noise; 0: no noise", 0)
-    pixel_noise: int = option(0, "how many of these are drawn anew at every pixel (ours)", 0)
+    pixel_noise: int = option(0, "how many noise channels are drawn anew at every pixel (ours)", 0)
     d_channels: tuple = option((128, 128, 256, 256, 512, 512), "widths of D's encoder blocks", 2)
     padding: str = option("zeros", "G's padding: zeros; or replicate (ours), against frames")
     init_gain: tuple = option((0.02, 0.02), "Xavier gain of the initial weights, of G and of D", 0)
@@ -170,18 +170,17 @@ def set_learning_rates(state, settings):
 # G and D change against each other and do not come to rest. An average of G's weights, mostly of
 # late steps, paints better than G itself (Yaz et al., 2018). The paper's models use it (Sec. 3).
 #
-# At test time batch norm uses statistics, a mean and a variance measured in training. Those of G
-# belong to G's weights, and an average of statistics is not what averaged weights would give. So
-# before each use the average paints from training label maps, and its own statistics are measured
-# (torch.optim.swa_utils.update_bn does something similar).
+# At test time batch norm uses statistics, a mean and a variance measured in training. The average
+# needs its own: an average of G's would not fit averaged weights. So before each use it paints from
+# training label maps, and is measured (torch.optim.swa_utils.update_bn does something similar).
+# Late in a short training (ours) G's statistics are measured and fixed instead. They are constants
+# then: G's weights adapt to them, and so, soon, do those of the average.
 #
 #     update_average       in every step: the weights of the average follow G's
-#     prepare_average      before the average is used: gives statistics to it
-#     freeze_statistics    late in a short training (ours): G's statistics are measured, then fixed.
-#                          All later weights of G fit them, and so does their average
+#     prepare_average      before the average is used: gives statistics to it, to be saved with it
+#     freeze_statistics    late in a short training: measures G's statistics once, and fixes them
 #
-# Statistics in use in the 1,800 steps of the toy preset, which fixes them from step 901 on. (The
-# paper's presets: all steps as under 1 … 900. Test time: those saved with the average.)
+# Statistics in use with the toy preset (the paper's presets: in all steps as here in 1 … 900):
 #
 #     step            1 … 900                    901                       902 … 1,800
 #     G               those of each batch        measured, then fixed      fixed
