@@ -7,9 +7,9 @@ the image that G paints from t and noise z:
     G minimises   real_loss(D(x̂), t)                                             (Eq. 2)
 
 D learns to name the class of every pixel of a photograph, and to call every pixel of a painted
-image "fake", class N+1. G learns to paint so that D reads t from its image: the gradient tells, at
-every pixel, how to change x̂ so that D names the right class. λ weighs LabelMix against the rest: the paper's
-text adds L_cons without a factor, the authors' code has 5 or 10.
+image "fake", class N+1. G learns to paint so that D reads t from x̂: the gradient tells, at every
+pixel, how to change x̂ so that D names the right class. λ weighs LabelMix against the rest: the
+paper's text adds L_cons without a factor, the authors' code has 5 or 10.
 
 D(·) stands for D's logits here, (B, N+1, H, W); the paper's D(·) is their softmax, called p below.
 α weighs the classes, see below. Label maps are (B, H, W) int64. Where Eq. 1 and 2 sum over pixels,
