@@ -30,7 +30,7 @@ def count_classes(labels, num_classes):
 def class_weights(labels, num_classes, ignore_label=None, counts=None):
     """α_c of Eq. 1, counted over a batch: "the inverse of per-pixel class frequency" (Sec. 2).
 
-        α_c = B·H·W / (K · pixels of c),      K = classes present, without ignore_label ("unknown")
+        α_c = B·H·W / (K · pixels of c),      K: how many classes are present, without ignore_label
 
     Every class that is present gets the same total weight: a car counts as much as the sky. With
     1/K the weights average to 1 over the pixels, so the real term weighs as much as the fake term.
@@ -57,7 +57,7 @@ def at_least_float32(x):
 
 def cross_entropy(logits, classes):
     """−log softmax(logits)[class] of every pixel: (B, N+1, H, W), (B, H, W) -> (B·H·W,)"""
-    rows = logits.permute(0, 2, 3, 1).flatten(0, 2)    # rows: F.cross_entropy moves fewer bytes
+    rows = logits.permute(0, 2, 3, 1).flatten(0, 2)     # (B·H·W, N+1): faster than four axes
     return F.cross_entropy(at_least_float32(rows), classes.flatten(), reduction="none")
 
 
@@ -73,7 +73,7 @@ def real_loss(logits, labels, weights):
     logits (B, N+1, H, W), labels (B, H, W) int64, weights α (N,). Returns a scalar.
     """
     # A mean over all pixels, so that the mean of several GPUs' losses is that of the whole batch.
-    # F.cross_entropy(weight=α) would divide by the sum of α, a different number on each GPU.
+    # F.cross_entropy(weight=α) would divide by the sum of its pixels' α, which GPUs do not share.
     return (weights[labels.flatten()] * cross_entropy(logits, labels)).mean()
 
 

@@ -192,7 +192,7 @@ def noise_from_seeds(seeds, noise_dim=64):
 
 
 def draw_noise(seeds, size, noise_dim=64, pixel_noise=0):
-    """The noise of one image per seed, on the CPU. Other images in the batch do not change it.
+    """The noise of one image per seed, on the CPU, whatever other images are in the batch.
 
     Returns noise_from_seeds, (B, C). With pixel_noise K > 0, (B, C, H, W): the first C − K numbers
     of each vector, repeated, and in the last K channels a new number at every pixel.

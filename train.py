@@ -104,7 +104,7 @@ PRESETS = {
     "coco-stuff": dict(epochs=100),
     "cityscapes": dict(height=256, width=512, batch_size=20, lr_g=4e-4, lambda_labelmix=5.0,
                        ema_decay=0.999),        # of the released models; the paper has 0.9999
-    # One's own photographs, often few: folder has the paper's networks, small has small ones.
+    # One's own photographs, often few: "folder" has the paper's networks, "small" small ones.
     "folder": dict(batch_size=8, ema_decay=0.999, workers=2, picture_every=1000,
                    checkpoint_every=1000),
     "small": dict(SHORT, height=96, width=128, channels=24, num_blocks=5, spade_hidden=48,
@@ -171,10 +171,11 @@ def set_learning_rates(state, settings):
 # late steps, paints better than G itself (Yaz et al., 2018). The paper's models use it (Sec. 3).
 #
 # At test time batch norm uses statistics, a mean and a variance measured in training. The average
-# needs its own: an average of G's would not fit averaged weights. So before each use it paints from
-# training label maps, and is measured (torch.optim.swa_utils.update_bn does something similar).
-# Late in a short training (ours) G's statistics are measured and fixed instead. They are constants
-# then: G's weights adapt to them, and so, soon, do those of the average.
+# needs its own: an average of G's statistics would not fit averaged weights. So before each use the
+# average paints from training label maps, and its statistics are measured, as in the authors' code
+# (torch.optim.swa_utils.update_bn does something similar). Late in a short training (ours) G's
+# statistics are measured and fixed instead. They are constants then, to which G's weights adapt,
+# and so, soon, do those of the average.
 #
 #     update_average       in every step: the weights of the average follow G's
 #     prepare_average      before the average is used: gives statistics to it, to be saved with it
@@ -195,7 +196,7 @@ def update_average(average, G, decay):
 
 def prepare_average(average, G, label_maps, settings):
     """Give statistics to the average: G's if these are fixed, else its own, measured anew."""
-    # update_average moves weights only. Here the rest is copied: statistics, singular vectors.
+    # update_average moves only weights. Here the rest is copied: statistics, spectral norm's u, v.
     for own, of_G in zip(average.buffers(), G.buffers()):
         own.copy_(of_G)
     if any(layer.training for layer in batch_norms(G)):     # G's statistics are not fixed yet
