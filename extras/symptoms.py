@@ -74,10 +74,10 @@ ROWS = {
         "each step overshoots", "lower `--lr-g` and `--lr-d` by 3 to 10"),
     "no-average": Row(
         "--ema-decay 0", "losses as if healthy; strong colours, coarse patterns, another look at "
-        "every step; mIoU is lower", "pictures of G itself, not of its average",
+        "every step; mIoU is lower, the distance too", "pictures of G itself, not of its average",
         "`--ema-decay` 0.995 (looks back 200 steps) and more"),
     "batch-statistics": Row(
-        "--frozen-norm 0", "losses as if healthy; mIoU is lower, no difference seen in the picture",
+        "--frozen-norm 0", "losses as if healthy; mIoU is lower, distance and colour are better after so few steps",
         "each batch of four is normalised by itself in training, by fixed numbers in pictures",
         "`--frozen-norm` 0.25 to 0.5, or larger batches"),
     "one-vector": Row(
