@@ -74,10 +74,12 @@ ROWS = {
         "each step overshoots", "lower `--lr-g` and `--lr-d` by 3 to 10"),
     "no-average": Row(
         "--ema-decay 0", "losses as if healthy; strong colours, coarse patterns, another look at "
-        "every step; mIoU is lower, the distance too", "pictures of G itself, not of its average",
+        "every step; mIoU is lower, `fd_segmenter` better so early",
+        "pictures of G itself, not of its average",
         "`--ema-decay` 0.995 (looks back 200 steps) and more"),
     "batch-statistics": Row(
-        "--frozen-norm 0", "losses as if healthy; mIoU is lower, distance and colour are better after so few steps",
+        "--frozen-norm 0", "losses as if healthy; mIoU is lower, `fd_segmenter` and colour better so "
+        "early",
         "each batch of four is normalised by itself in training, by fixed numbers in pictures",
         "`--frozen-norm` 0.25 to 0.5, or larger batches"),
     "one-vector": Row(

@@ -61,7 +61,7 @@ def test_every_command_of_the_readme_runs(tmp_path):
     tiny.make_cityscapes(tmp_path / "cityscapes")
     tiny.make_ade20k(tmp_path)
     tiny.make_folder(tmp_path / "my_photos")
-    Image.linear_gradient("L").save(tmp_path / "circle.png")        # white in a part, not all
+    Image.linear_gradient("L").save(tmp_path / "mask.png")        # white in a part, not all
     found = [small(command) for command in commands()]
     training = [words for words in found if words and "train.py" in words[1]]
     assert len(training) >= 4 and sum("--resume" in words for words in training) == 1
