@@ -39,8 +39,9 @@ class MeanOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        """gradient: of this process's loss by the mean -> of the sum of all losses by the share,
-        divided by the number of processes, as exchange_gradients takes a mean later.
+        """gradient: of this process's loss by the mean -> of the sum of all losses by this process's
+        share. Each share is 1/n of the mean: so the sum, over all n processes, of what reaches the
+        mean, divided by n.
         """
         total = gradient.clone()
         dist.all_reduce(total)
