@@ -180,7 +180,7 @@ class Discriminator(nn.Module):
 # uniform area apart only by their distances to the borders of area and image. It cannot paint the
 # random detail of leaves or asphalt. Yet D demands it, so G makes detail out of these distances:
 # stripes, grids. With pixel_noise K, the last K channels are drawn anew at every pixel, in training
-# and at test time. They come to decide texture, the others the whole look (extras/README.md).
+# and at test time. They come to decide texture, the others the whole look (course/answers.md, 6).
 # StyleGAN has noise at every pixel for the same reason (Karras et al., 2019).
 
 

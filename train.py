@@ -74,7 +74,7 @@ class Settings:
     frozen_norm: float = option(0.0, "share of steps, at the end, with G's batch norm fixed", 0, 1)
     ema_decay: float = option(0.9999, "decay of the average of G", 0, 1)
     precision: str = option("fp32", "fp32 (GPU: TF32); or bf16, slow on CPUs without it")
-    compile: bool = option(False, "torch.compile: slower to start; give it again with --resume")
+    compile: bool = option(False, "torch.compile: faster after a slow start; repeat at --resume")
     seed: int = option(0, "decides initial weights, order of images, noise and coins", 0)
     data_seed: int = option(0, "decides the data: drawn scenes, crops and flips", 0)
 
@@ -84,7 +84,7 @@ class Settings:
     picture_every: int = option(5000, "steps between two grids of pictures", 1)
     score_every: int = option(5000, "steps between two scorings", 1)
     checkpoint_every: int = option(5000, "steps between two checkpoints", 1)
-    metrics: str = option("miou,fd_segmenter,fid", "scores, see metrics.METRICS; or none")
+    metrics: str = option("miou,fd_segmenter,fid", "scores of metrics.py, with commas, or none")
     segmenter_steps: int = option(0, "training steps of mIoU's network (0: by image size)", 0)
 
     def __post_init__(self):

@@ -78,8 +78,8 @@ ROWS = {
         "pictures of G itself, not of its average",
         "`--ema-decay` 0.995 (looks back 200 steps) and more"),
     "batch-statistics": Row(
-        "--frozen-norm 0", "losses as if healthy; mIoU is lower, `fd_segmenter` and colour better so "
-        "early",
+        "--frozen-norm 0", "losses as if healthy; mIoU is lower, `fd_segmenter` and colour better "
+        "so early",
         "each batch of four is normalised by itself in training, by fixed numbers in pictures",
         "`--frozen-norm` 0.25 to 0.5, or larger batches"),
     "one-vector": Row(

@@ -151,7 +151,7 @@ def test_batch_norm_is_pytorchs_forward_backward_and_in_its_buffers(doubles, mom
         torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-12, atol=1e-13)
 
 
-def test_without_momentum_batch_norm_keeps_the_statistics_of_all_batches_as_one(doubles):
+def test_measured_anew_batch_norm_keeps_the_statistics_of_all_batches_as_one(doubles):
     """nn.BatchNorm2d averages the variances, and so leaves out how much the means differ."""
     layer, n = processes.BatchNorm(5), 4 * 6 * 7
     layer.measure_anew()
