@@ -1,1 +1,1 @@
-"""What is not the method itself: baseline, ablation, speed, other scores, released models; see README.md."""
+"""What is not the method itself: baselines, ablation, speed, scores, released models: README.md."""

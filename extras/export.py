@@ -35,7 +35,7 @@ def halve(content):
 
 
 def compress(source, target):
-    """Rewrite a file of torch.save, which is a zip archive, with compression; torch.load reads it."""
+    """Rewrite a file of torch.save, a zip archive, with compression; torch.load reads it."""
     with (zipfile.ZipFile(source) as plain,
           zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as small):
         for name in plain.namelist():

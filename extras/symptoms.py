@@ -55,8 +55,9 @@ ROWS = {
         "", "D_fake comes to the value of a perfect G at once, the others fall towards theirs",
         "–", "–"),
     "d-too-strong": Row(
-        "--lr-g 1e-4", "D_fake falls below the value of a perfect G, loss_G stays above log(N + 1); "
-        "clouds without things", "D learns much faster than G", "raise `--lr-g`, lower `--lr-d`"),
+        "--lr-g 1e-4",
+        "D_fake falls below the value of a perfect G, loss_G stays above log(N + 1); clouds "
+        "without things", "D learns much faster than G", "raise `--lr-g`, lower `--lr-d`"),
     "d-too-weak": Row(
         "--lr-d 1e-4", "D_real stays at log(N + 1); the layout in garish colours",
         "D hardly learns, so it teaches G little", "raise `--lr-d`"),

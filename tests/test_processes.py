@@ -150,7 +150,8 @@ def test_a_batch_that_does_not_divide_is_one_sentence_and_exit_code_2(tmp_path):
 @pytest.mark.parametrize("function, more, sentence", [
     (train.train, ["--batch-size", "2"], "2.* 3"),                # more processes than images
     (unequal_start, ["--steps", "2"], "after step 2 .*not the same in all processes"),
-    (train.train, ["--steps", "2", "--lr-g", "1e30"], "after step 2 (weights are|a loss is) not finite"),
+    (train.train, ["--steps", "2", "--lr-g", "1e30"],
+     "after step 2 (weights are|a loss is) not finite"),
 ])
 def test_all_processes_end_with_exit_code_2_and_none_hangs(tmp_path, function, more, sentence):
     jobs = several.start(function, settings("oasis", tmp_path / "run", *more), processes=3,

@@ -1,4 +1,4 @@
-"""The README's commands run as they stand, made small; what README, extras and course show exists."""
+"""The README's commands run as they stand, made small; what README, extras, course show exists."""
 
 import ast
 import os

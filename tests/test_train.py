@@ -235,7 +235,8 @@ def test_a_run_that_is_cut_short_on_resume_measures_its_fixed_statistics(tmp_pat
     ([{"fd_segmenter": 3, "miou": 0.1}, {"fd_segmenter": 2, "miou": 0.3},
       {"fd_segmenter": 4, "miou": 0.9}], 2),
     ([{"miou": 0.4}, {"miou": 0.6}, {"miou": 0.5}], 2)])
-def test_best_is_the_lowest_fid_else_fd_segmenter_else_the_highest_miou(tmp_path, monkeypatch, scores, best):
+def test_best_is_the_lowest_fid_else_fd_segmenter_else_the_highest_miou(tmp_path, monkeypatch,
+                                                                        scores, best):
     monkeypatch.setattr(metrics, "Scorer", lambda *_, **__: lambda G, D: dict(scores.pop(0)))
     monkeypatch.setattr(metrics, "show", lambda *_: None)
     train.train(settings(tmp_path, "--steps", 3, "--score-every", 1, "--metrics", "miou"))
@@ -524,7 +525,7 @@ def test_a_gpu_that_is_missing_or_lacks_bfloat16_is_refused(tmp_path, monkeypatc
 
 
 def test_compiling_what_pytorch_cannot_compile_is_refused(tmp_path, monkeypatch):
-    """The gradient of replicate padding has another memory format on a CPU than Inductor expects."""
+    """The gradient of replicate padding has on a CPU another layout than Inductor expects."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(data.UserError, match="--compile: PyTorch cannot compile --padding"):
         settings(tmp_path, "--compile")

@@ -1,5 +1,5 @@
-"""The course: the notebook runs and its sentences say what it shows, every patch applies and trains,
-every script measures right.
+"""The course: the notebook runs and its sentences say what it shows, every patch applies and
+trains, every script measures right.
 """
 
 import ast
@@ -162,20 +162,20 @@ SAID = [
     (r"keeps a length near ([\d.]+), as", "6.9282"),                # √48
 ]
 # Numbers that are not measured: names, sizes, settings, the paper's; checked below or plain to see.
-GIVEN = ["N = 14 classes", "**noise** $z$", "64 random numbers", "64 more channels", "first 48 numbers",
-         "last 16 are drawn", "vector of 64 numbers", "the first 64 seeds", "64×64", "128×128",
-         "192×256", "of 48 normal numbers", "means over 50:", "of 100 pixels", "probability 0.4,",
-         "sky 0.10, car 0.60, fake 0.30", "10 or 5, for our landscapes 2", "100 batches", "100 steps",
-         "12,000 steps", "same 64 numbers", "of 255", "3D noise", "3 × H × W", "reaches 0.40",
-         "ADE20K", "their 150 classes"]
+GIVEN = ["N = 14 classes", "**noise** $z$", "64 random numbers", "64 more channels",
+         "first 48 numbers", "last 16 are drawn", "vector of 64 numbers", "the first 64 seeds",
+         "64×64", "128×128", "192×256", "of 48 normal numbers", "means over 50:", "of 100 pixels",
+         "probability 0.4,", "sky 0.10, car 0.60, fake 0.30", "10 or 5, for our landscapes 2",
+         "100 batches", "100 steps", "12,000 steps", "same 64 numbers", "of 255", "3D noise",
+         "3 × H × W", "reaches 0.40", "ADE20K", "their 150 classes"]
 
 
 def stripped(text):
     """The text without formulas, code, addresses, headings and cross-references."""
     for pattern in (r"\$\$.*?\$\$", r"\$.*?\$", r"`[^`]*`", r"\]\([^)]*\)", r"^#.*?$"):
         text = re.sub(pattern, " ", text, flags=re.S | re.M)
-    text = re.sub(r"\b(sections?|exercises?|eq\.|figure|your turn|iclr) \d+( (to|and) (eq\. )?\d+)?",
-                  " ", text, flags=re.I)
+    reference = r"\b(sections?|exercises?|eq\.|figure|your turn|iclr) \d+( (to|and) (eq\. )?\d+)?"
+    text = re.sub(reference, " ", text, flags=re.I)
     return re.sub(r"N ?[+−] ?1|\*\*\d\.\*\*", " ", text)
 
 
@@ -257,7 +257,8 @@ def test_a_perfect_generator_ends_where_the_notebook_says(fresh):
 
 
 ANSWERS = [             # (the line to fill in, a right answer, wrong ones)
-    ("houses = None", "houses = (t == wall) | (t == roof)", ["houses = t == wall", "houses = ~sky"]),
+    ("houses = None", "houses = (t == wall) | (t == roof)",
+     ["houses = t == wall", "houses = ~sky"]),
     ("new_loss_G = None", "new_loss_G = 0.877", ["new_loss_G = 1.02", "new_loss_G = 1.773"]),
     ("    return None", "    return 1 / (1 + alpha)", ["    return alpha / (1 + alpha)",
                                                        "    return 0 * alpha + 0.5"]),
@@ -324,7 +325,8 @@ def tiny_run(tmp_path_factory):
 
 def losses_of(folder):
     with open(folder / "log.csv", newline="") as file:
-        return [[float(row[k]) for k in row if k.startswith("loss")] for row in csv.DictReader(file)]
+        rows = list(csv.DictReader(file))
+    return [[float(row[k]) for k in row if k.startswith("loss")] for row in rows]
 
 
 @pytest.mark.parametrize("name", PATCHES)
@@ -376,7 +378,8 @@ def test_every_script_is_tested():
 
 def test_02_equal_over_a_whole_batch_not_over_shares(printed):
     for _, (_, ours, plain, ours_shared, plain_shared) in printed(2)[-2:]:
-        assert ours == pytest.approx(plain, abs=3e-6) and ours == pytest.approx(ours_shared, abs=3e-6)
+        assert ours == pytest.approx(plain, abs=3e-6)
+        assert ours == pytest.approx(ours_shared, abs=3e-6)
         assert ours != plain_shared
 
 

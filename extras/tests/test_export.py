@@ -1,4 +1,4 @@
-"""extras.export: the small file draws and scores like the run, and nothing can be resumed from it."""
+"""extras.export: the small file paints and scores like the run, and cannot be resumed."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""extras/figures.py, one_class.py and drawing.py: every figure, of models with both kinds of noise."""
+"""extras/figures.py, one_class.py and drawing.py: every figure, with both kinds of noise."""
 
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def test_an_unknown_figure_is_refused(path, tmp_path, capsys):
 
 
 def test_pictures_that_the_readme_shows_have_a_command():
-    """paint.png is made by the page's test; streets.png by a run on photographs, results/streets."""
+    """paint.png is made by the page's test; streets.png by a run on photographs."""
     shown = {file.stem for file in Path(figures.__file__).parents[1].glob("assets/*.png")}
     assert shown - {"paint", "streets"} <= set(figures.FIGURES)
 

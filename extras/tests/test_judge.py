@@ -50,7 +50,7 @@ def test_moods_are_counted():
 # ---- Roughness -----------------------------------------------------------------------------------
 
 def test_roughness_of_a_chessboard():
-    """A pixel is ±a. Of the nine around it five are like it and four are not: their mean is ±a/9."""
+    """A pixel is ±a. Of nine around it five are like it, four are not: their mean is ±a/9."""
     y, x = np.mgrid[:40, :40]
     board = np.where((x + y) % 2 == 0, 138, 118)
     images = board[None, :, :, None].repeat(3, axis=3).astype(np.uint8)

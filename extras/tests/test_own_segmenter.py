@@ -1,4 +1,4 @@
-"""extras/own_segmenter.py: an exported network with its own classes reads images of known labels."""
+"""extras/own_segmenter.py: an exported network with its own classes reads known images."""
 
 import sys
 from pathlib import Path
@@ -51,7 +51,7 @@ def test_classes_are_matched(dataset, tmp_path):
     labels = torch.stack([dataset[i][1] for i in range(6)])
     images = (torch.as_tensor(dataset.palette) / 127.5 - 1)[labels].permute(0, 3, 1, 2)
     confusion = own.confusion(images, labels)
-    assert metrics.mean_iou(confusion) == 1                     # what it does not know is not scored
+    assert metrics.mean_iou(confusion) == 1                     # the unknown is not scored
     assert confusion.sum() == (labels > 1).sum() and "own.pt2" in own.description
     # Images of another size are resized for it, its answer back.
     own.size = (32, 32)
