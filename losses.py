@@ -33,8 +33,8 @@ def class_weights(labels, num_classes, ignore_label=None, counts=None):
         α_c = B·H·W / (K · pixels of c),      K: how many classes are present, without ignore_label
 
     Every class that is present gets the same total weight: a car counts as much as the sky. With
-    1/K the weights average to 1 over the pixels, so the real term weighs as much as the fake term.
-    Absent classes and ignore_label get 0.
+    1/K (from the authors' code) the weights average to 1 over the pixels, so the real term weighs
+    as much as the fake term. Absent classes and ignore_label get 0.
 
     counts: count_classes of the whole batch, where `labels` is only this GPU's share of it.
     Returns (N,) floats.
@@ -91,11 +91,11 @@ def fake_loss(logits):
 # Take some classes from the photograph and the others from the generated image of the same label
 # map. D should say of each pixel of the mixture what it says of that pixel in the image it came
 # from: its answer must not depend on whether the neighbours are real. CutMix mixes rectangles; the
-# paper cuts along the label map, to "encourage the generator to respect semantic class boundaries".
+# paper cuts along the label map. So D judges each class up to its border, and G learns it from D.
 
 
 def labelmix_mask(labels, num_classes, generator=None, coins=None):
-    """M: one fair coin for each class of each image decides for all pixels of the class.
+    """M: a fair coin for each class of each image decides for all its pixels (paper: no details).
 
     labels (B, H, W) int64. coins: (B, N) of 0 and 1; None: drawn here from `generator`, a
     torch.Generator. Returns (B, 1, H, W) float32: 1 takes the real image, 0 the generated one.

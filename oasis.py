@@ -11,7 +11,7 @@ of the authors' code.
 Conventions, the same in all files:
 
     label map t  (B, H, W) int64, values 0 … N−1; the paper counts from 1. N includes "unknown"
-                 where there is one; its pixels have weight 0 in real_loss
+                 where there is one (as in the authors' code); only real_loss leaves it out
     image x      (B, 3, H, W) float in [−1, 1], RGB; x̂ = G(z, t) is an image painted by G
     noise z      (B, C), one vector per image, or (B, C, H, W), one per pixel; the paper's C is 64
     logits       (B, N+1, H, W), what D computes; the paper's D(x) is their softmax over channels.
@@ -48,8 +48,8 @@ def convolution(in_channels, out_channels, kernel, spectral, bias=True, stride=1
     """A convolution that keeps the size (odd kernel, stride 1), with OASIS's initial weights.
 
     spectral: divide the weight by its largest singular value (Miyato et al., 2018). That bounds how
-    fast the output can change with the input, and keeps the training of GANs stable. stride: for
-    the other methods in extras/.
+    fast the output can change with the input, and keeps the training of GANs stable. Which layers
+    have it: as in the authors' code. stride: for the other methods in extras/.
     """
     layer = Convolution(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=bias,
                         padding_mode=padding)
@@ -354,7 +354,7 @@ def count_parameters(network):
 
 
 def main():
-    """The parameter counts of the paper's models: 93M to 97M. Table 1 says 94M."""
+    """Parameters of the paper's models, G and D: 93M to 97M. Table 1 says 94M for all data."""
     print("                    N   generator  discriminator        both")
     for name, n in (("ADE20K", 151), ("COCO-Stuff", 183), ("Cityscapes", 35)):
         with torch.device("meta"):          # tensors that have a shape and no numbers

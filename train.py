@@ -8,8 +8,8 @@
 Read from the top: the settings, one step, the average of G, the loop. That is the method. What
 follows serves the loop: the batch, the state of a run and its files, the command line.
 
-A run folder holds latest.pt and best.pt (checkpoints), samples/ (pictures), log.csv (losses),
-scores.csv, curves.png and segmenter.pt (the network that measures mIoU).
+A run folder holds latest.pt and best.pt (checkpoints; best by FID, else fd_segmenter), samples/
+(pictures), log.csv (losses), scores.csv, curves.png, segmenter.pt (the network of mIoU).
 """
 
 import argparse
@@ -79,7 +79,7 @@ class Settings:
     data_seed: int = option(0, "decides the data: drawn scenes, crops and flips", 0)
 
     run_dir: str = option("", "folder of the run; empty: runs/PRESET")
-    resume: bool = option(False, "go on with the run in --run-dir, with its settings")
+    resume: bool = option(False, "go on with the run in --run-dir, with its settings but --compile")
     log_every: int = option(100, "steps between two rows of losses in log.csv", 1)
     picture_every: int = option(5000, "steps between two grids of pictures", 1)
     score_every: int = option(5000, "steps between two scorings", 1)
@@ -104,7 +104,7 @@ PRESETS = {
     "coco-stuff": dict(epochs=100),
     "cityscapes": dict(height=256, width=512, batch_size=20, lr_g=4e-4, lambda_labelmix=5.0,
                        ema_decay=0.999),        # of the released models; the paper has 0.9999
-    # One's own photographs, often few: "folder" has the paper's networks, "small" small ones.
+    # One's own data, or ADE20K-outdoors: "folder", for one GPU; "small", with small networks.
     "folder": dict(batch_size=8, ema_decay=0.999, workers=2, picture_every=1000,
                    checkpoint_every=1000),
     "small": dict(SHORT, height=96, width=128, channels=24, num_blocks=5, spade_hidden=48,
@@ -121,7 +121,7 @@ PRESETS = {
 
 
 def training_step(G, D, optimizer_G, optimizer_D, batch, settings):
-    """One update of D and one of G, on the same batch and the same painted images.
+    """One update of D, then one of G, on the same x̂ (ours; in theirs each has an x̂ of its own).
 
     batch: images x (B, 3, H, W), label maps t (B, H, W), noise z (B, 64) or (B, 64, H, W),
     LabelMix mask M (B, 1, H, W), class weights α (N,). Returns the loss terms, {name: scalar}.
@@ -174,8 +174,8 @@ def set_learning_rates(state, settings):
 # needs its own: an average of G's statistics would not fit averaged weights. So before each use the
 # average paints from training label maps, and its statistics are measured, as in the authors' code
 # (torch.optim.swa_utils.update_bn does something similar). Late in a short training (ours) G's
-# statistics are measured and fixed instead. They are constants then, to which G's weights adapt,
-# and so, soon, do those of the average.
+# statistics are measured and fixed instead. They are constants then. G's weights adapt to them at
+# once, those of the average some 1/(1 − decay) steps later (toy: 200).
 #
 #     update_average       in every step: the weights of the average follow G's
 #     prepare_average      before the average is used: gives statistics to it, to be saved with it
@@ -196,7 +196,7 @@ def update_average(average, G, decay):
 
 def prepare_average(average, G, label_maps, settings):
     """Give statistics to the average: G's if these are fixed, else its own, measured anew."""
-    # update_average moves only weights. Here the rest is copied: statistics, spectral norm's u, v.
+    # The rest is copied: statistics, and spectral norm's u and v, as these weights are near G's.
     for own, of_G in zip(average.buffers(), G.buffers()):
         own.copy_(of_G)
     if any(layer.training for layer in batch_norms(G)):     # G's statistics are not fixed yet
@@ -218,16 +218,16 @@ def freeze_statistics(G, state, settings, label_maps):
 
 @torch.no_grad()
 def measure_statistics(network, label_maps, settings):
-    """Paint from these label maps, and keep mean and variance over all pixels of all batches.
+    """Paint in float32, as at test time; keep mean and variance over all pixels of all batches.
 
-    label_maps: this process's share of ten training batches or more, (B, H, W) each.
+    label_maps: this process's ten or more of first_label_maps, (B, H, W) each.
     """
     device = next(network.parameters()).device
     network.train()             # each batch is normalised by itself; eval() would use what was kept
     for layer in batch_norms(network):
         layer.measure_anew()    # see processes.BatchNorm
-    for i, labels in enumerate(label_maps):
-        noise = training_noise(settings, network, "statistics", i)     # the same in every call
+    for i, labels in enumerate(label_maps):             # the same maps and noise in every call
+        noise = training_noise(settings, network, "statistics", i)
         network(labels.to(device, torch.int64), noise.to(device))
     batch_norms(network).eval()
 
