@@ -91,7 +91,7 @@ def fake_loss(logits):
 # Take some classes from the photograph and the others from the generated image of the same label
 # map. D should say of each pixel of the mixture what it says of that pixel in the image it came
 # from: its answer must not depend on whether the neighbours are real. CutMix mixes rectangles; the
-# paper cuts along the label map. So D judges each class up to its border, and G learns it from D.
+# paper cuts along the label map, so that D, and G through D, "respect semantic class boundaries".
 
 
 def labelmix_mask(labels, num_classes, generator=None, coins=None):

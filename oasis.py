@@ -11,7 +11,7 @@ of the authors' code.
 Conventions, the same in all files:
 
     label map t  (B, H, W) int64, values 0 … N−1; the paper counts from 1. N includes "unknown"
-                 where there is one (as in the authors' code); only real_loss leaves it out
+                 where there is one (as in the authors' code); in real_loss its weight is 0
     image x      (B, 3, H, W) float in [−1, 1], RGB; x̂ = G(z, t) is an image painted by G
     noise z      (B, C), one vector per image, or (B, C, H, W), one per pixel; the paper's C is 64
     logits       (B, N+1, H, W), what D computes; the paper's D(x) is their softmax over channels.

@@ -121,7 +121,7 @@ PRESETS = {
 
 
 def training_step(G, D, optimizer_G, optimizer_D, batch, settings):
-    """One update of D, then one of G, on the same x̂ (ours; in theirs each has an x̂ of its own).
+    """One update of D, then one of G, on the same x̂ (the authors' code paints one for each).
 
     batch: images x (B, 3, H, W), label maps t (B, H, W), noise z (B, 64) or (B, 64, H, W),
     LabelMix mask M (B, 1, H, W), class weights α (N,). Returns the loss terms, {name: scalar}.
@@ -170,12 +170,12 @@ def set_learning_rates(state, settings):
 # G and D change against each other and do not come to rest. An average of G's weights, mostly of
 # late steps, paints better than G itself (Yaz et al., 2018). The paper's models use it (Sec. 3).
 #
-# At test time batch norm uses statistics, a mean and a variance measured in training. The average
-# needs its own: an average of G's statistics would not fit averaged weights. So before each use the
-# average paints from training label maps, and its statistics are measured, as in the authors' code
-# (torch.optim.swa_utils.update_bn does something similar). Late in a short training (ours) G's
-# statistics are measured and fixed instead. They are constants then. G's weights adapt to them at
-# once, those of the average some 1/(1 − decay) steps later (toy: 200).
+# At test time batch norm uses statistics, a mean and a variance measured in training. G's would not
+# fit averaged weights. So before each use the average paints from training label maps, and its own
+# are measured, as in the authors' code (torch.optim.swa_utils.update_bn does something similar).
+# Late in a short training (ours) G's statistics are measured once and fixed. From then on the
+# average uses them, too: G's weights learn to work with these constants, and the weights of the
+# average follow, some 1/(1 − decay) steps behind (toy: 200).
 #
 #     update_average       in every step: the weights of the average follow G's
 #     prepare_average      before the average is used: gives statistics to it, to be saved with it
@@ -196,7 +196,7 @@ def update_average(average, G, decay):
 
 def prepare_average(average, G, label_maps, settings):
     """Give statistics to the average: G's if these are fixed, else its own, measured anew."""
-    # The rest is copied: statistics, and spectral norm's u and v, as these weights are near G's.
+    # Buffers: the statistics, and u and v, by which spectral norm follows the weights as they move.
     for own, of_G in zip(average.buffers(), G.buffers()):
         own.copy_(of_G)
     if any(layer.training for layer in batch_norms(G)):     # G's statistics are not fixed yet
@@ -220,7 +220,7 @@ def freeze_statistics(G, state, settings, label_maps):
 def measure_statistics(network, label_maps, settings):
     """Paint in float32, as at test time; keep mean and variance over all pixels of all batches.
 
-    label_maps: this process's ten or more of first_label_maps, (B, H, W) each.
+    label_maps: at least ten batches, (B, H, W) each, of this process; see first_label_maps.
     """
     device = next(network.parameters()).device
     network.train()             # each batch is normalised by itself; eval() would use what was kept
