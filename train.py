@@ -196,7 +196,7 @@ def update_average(average, G, decay):
 
 def prepare_average(average, G, label_maps, settings):
     """Give statistics to the average: G's if these are fixed, else its own, measured anew."""
-    # Buffers: the statistics, and u and v, by which spectral norm follows the weights as they move.
+    # Buffers: the statistics, and u and v of spectral norm, which only training passes refine.
     for own, of_G in zip(average.buffers(), G.buffers()):
         own.copy_(of_G)
     if any(layer.training for layer in batch_norms(G)):     # G's statistics are not fixed yet
@@ -218,7 +218,7 @@ def freeze_statistics(G, state, settings, label_maps):
 
 @torch.no_grad()
 def measure_statistics(network, label_maps, settings):
-    """Paint in float32, as at test time; keep mean and variance over all pixels of all batches.
+    """Paint without autocast, as at test time; keep mean and variance over all pixels of all batches.
 
     label_maps: at least ten batches, (B, H, W) each, of this process; see first_label_maps.
     """
