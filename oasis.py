@@ -48,8 +48,8 @@ def convolution(in_channels, out_channels, kernel, spectral, bias=True, stride=1
     """A convolution that keeps the size (odd kernel, stride 1), with OASIS's initial weights.
 
     spectral: divide the weight by its largest singular value (Miyato et al., 2018), estimated with
-    two vectors, u and v, that each pass in training refines. So the output cannot change faster
-    than the input. Which layers have it: as in the authors' code. stride: for extras/.
+    two vectors, u and v, that each pass in training refines. That bounds how fast the output can
+    change with the input. Layers that have it: as in the authors' code. stride: for extras/.
     """
     layer = Convolution(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=bias,
                         padding_mode=padding)

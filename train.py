@@ -218,7 +218,7 @@ def freeze_statistics(G, state, settings, label_maps):
 
 @torch.no_grad()
 def measure_statistics(network, label_maps, settings):
-    """Paint without autocast, as at test time; keep mean and variance over all pixels of all batches.
+    """Paint (no autocast, as at test time); keep mean and variance over all pixels of all batches.
 
     label_maps: at least ten batches, (B, H, W) each, of this process; see first_label_maps.
     """
