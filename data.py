@@ -419,8 +419,7 @@ def open_dataset(preset, split, size, data_root=None, *, seed=0, num_images=None
     if num_images is not None and num_images < 1:
         raise UserError(f"{num_images} images cannot be chosen; at least 1 can")
     if preset == "toy" and data_root:
-        raise UserError(f"--data-root {data_root}: the preset toy draws its scenes; your own "
-                        "photographs need --preset small or folder")
+        raise UserError("--data-root: toy draws its scenes; files need --preset small or folder")
     if preset == "toy":                   # numbers of scenes; the splits are disjoint
         first, count = (0, 20_000) if split == "train" else (1_000_000, 200)
         photos = labels = {f"{split}_{k:05d}": first + k for k in range(num_images or count)}
@@ -451,11 +450,7 @@ class BatchSampler(torch.utils.data.Sampler):
         if not 1 <= batch_size <= num_images:
             raise UserError(f"--batch-size {batch_size}: there are {num_images} training images")
         if batch_size % world_size:
-            below = max(1, batch_size // world_size) * world_size
-            counts = [str(n) for n in range(1, world_size) if batch_size % n == 0][-2:]
-            raise UserError(f"--batch-size {batch_size}: {world_size} processes cannot share it; "
-                            f"choose --batch-size {below} or {below + world_size}, or "
-                            f"{' or '.join(counts)} processes")
+            raise UserError(f"--batch-size {batch_size}: no multiple of the {world_size} processes")
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
         self.rank, self.world_size, self.start_step = rank, world_size, start_step
 
@@ -589,8 +584,6 @@ def main(argv=None):
     parser.add_argument("--preset", default="toy", choices=SIZES, help="default: toy")
     parser.add_argument("--data-root", metavar="DIR", help="the data set's folder (not for toy)")
     args = parser.parse_args(argv)
-    if args.data_root == "":                        # as of a variable that is not set
-        raise UserError("--data-root: the name of the folder is empty")
     problems = []
     for split in ("train", "val"):
         dataset = open_dataset(args.preset, split, SIZES[args.preset], args.data_root,

@@ -129,8 +129,7 @@ def paint(generator, labels, noise, batch_size=8):
     """
     labels = torch.as_tensor(labels).long()
     if labels.min() < 0 or labels.max() >= generator.num_classes:
-        raise ValueError(f"label map with ids {labels.min()} to {labels.max()}; the generator "
-                         f"knows 0 to {generator.num_classes - 1}")
+        raise ValueError(f"the ids of a label map must be 0 to {generator.num_classes - 1}")
     labels = labels.expand(len(noise), *labels.shape[-2:])
     height, width = labels.shape[1:]
     # G halves the size several times. So the map grows to the next multiple, at the bottom and at
@@ -139,8 +138,7 @@ def paint(generator, labels, noise, batch_size=8):
     if noise.ndim == 4:
         noise = repeat_border(noise, generator.size_multiple)
         if noise.shape[2:] != labels.shape[1:]:
-            raise ValueError(f"noise of {tuple(noise.shape[2:])} pixels for a label map of "
-                             f"{tuple(labels.shape[1:])}")
+            raise ValueError(f"noise of {noise.shape[2:]} pixels, label map of {labels.shape[1:]}")
     device = next(generator.parameters()).device
     pictures = []
     for t, z in zip(labels.split(batch_size), noise.split(batch_size)):

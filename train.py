@@ -556,8 +556,7 @@ def start_or_resume(settings, make_networks, train_set, device):
     """A new State, or that of the run that goes on. Never writes over a run. UserError."""
     path = Path(settings.run_dir, "latest.pt")
     if not settings.resume and path.exists():
-        raise UserError(f"{settings.run_dir} holds a run already; go on with it by --resume, or "
-                        f"choose another --run-dir")
+        raise UserError(f"{settings.run_dir} holds a run already: --resume, or another --run-dir")
     lock = data.lock_folder(settings.run_dir)
     state = State(settings, make_networks, train_set.num_classes, device)
     state.lock = lock                           # the folder is this run's while its state lives
@@ -585,8 +584,7 @@ def check_same_run(checkpoint, settings, train_set):
     if (about["class_names"], about["ignore_label"]) != (names, train_set.ignore_label):
         raise UserError(f"{settings.data_root}: has other classes than the run {settings.run_dir}")
     if "optimizer_G" not in checkpoint:
-        raise UserError(f"{settings.run_dir}/latest.pt: holds no optimizers, so the training "
-                        f"cannot go on from it")
+        raise UserError(f"{settings.run_dir}/latest.pt: holds no optimizers to go on with")
 
 
 def try_to_write(settings, state, dataset):
@@ -725,8 +723,7 @@ def check_settings(settings):
             raise UserError(f"{option_name(field)} {value}: must be {words}")
     multiple = 2 ** (s.num_blocks - 1)
     if s.height % multiple or s.width % multiple:
-        raise UserError(f"--height {s.height} --width {s.width}: must be multiples of {multiple}, "
-                        f"as G has {s.num_blocks} blocks")
+        raise UserError(f"--height {s.height} --width {s.width}: must be multiples of {multiple}")
     if s.pixel_noise > s.noise_dim:
         raise UserError(f"--pixel-noise {s.pixel_noise}: the noise has {s.noise_dim} channels")
     if s.precision == "bf16" and torch.cuda.is_available():
@@ -772,8 +769,7 @@ def parse_settings(argv=None, settings_class=Settings, presets=PRESETS):
         if isinstance(value, list):
             given[name] = tuple(value)
         if name in own and name not in CHANGEABLE and given[name] != own[name]:
-            raise UserError(f"{name} {value}: the run in {run_dir} was started with {own[name]}, "
-                            f"which cannot change")
+            raise UserError(f"{name} {value}: the run in {run_dir} was started with {own[name]}")
     if given["data_root"]:
         given["data_root"] = str(Path(given["data_root"]).resolve())    # --resume from any folder
     return settings_class(**given)
