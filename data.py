@@ -419,7 +419,7 @@ def open_dataset(preset, split, size, data_root=None, *, seed=0, num_images=None
     if num_images is not None and num_images < 1:
         raise UserError(f"{num_images} images cannot be chosen; at least 1 can")
     if preset == "toy" and data_root:
-        raise UserError("--data-root: toy draws its scenes; files need --preset small or folder")
+        raise UserError(f"--data-root {data_root}: the preset toy has no files; --preset small has")
     if preset == "toy":                   # numbers of scenes; the splits are disjoint
         first, count = (0, 20_000) if split == "train" else (1_000_000, 200)
         photos = labels = {f"{split}_{k:05d}": first + k for k in range(num_images or count)}
@@ -582,7 +582,7 @@ def main(argv=None):
     """Check both splits. UserError if anything is wrong."""
     parser = argparse.ArgumentParser(description="Check a data set before training on it.")
     parser.add_argument("--preset", default="toy", choices=SIZES, help="default: toy")
-    parser.add_argument("--data-root", metavar="DIR", help="the data set's folder (not for toy)")
+    parser.add_argument("--data-root", type=Path, metavar="DIR", help="the data set (not for toy)")
     args = parser.parse_args(argv)
     problems = []
     for split in ("train", "val"):
