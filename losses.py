@@ -34,7 +34,7 @@ def class_weights(labels, num_classes, ignore_label=None, counts=None):
 
     Every class that is present gets the same total weight: a car counts as much as the sky. With
     1/K (from the authors' code) the weights average to 1 over the pixels, so the real term weighs
-    as much as the fake term. Absent classes and ignore_label get 0.
+    as much as the fake term. Absent classes and ignore_label, the id of "unknown", get 0.
 
     counts: count_classes of the whole batch, where `labels` is only this GPU's share of it.
     Returns (N,) floats.

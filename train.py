@@ -196,7 +196,7 @@ def update_average(average, G, decay):
 
 def prepare_average(average, G, label_maps, settings):
     """Give statistics to the average: G's if these are fixed, else its own, measured anew."""
-    # Buffers: the statistics, and u and v of spectral norm, which only training passes refine.
+    # Buffers: the statistics, and spectral norm's u and v, which each pass in train() mode refines.
     for own, of_G in zip(average.buffers(), G.buffers()):
         own.copy_(of_G)
     if any(layer.training for layer in batch_norms(G)):     # G's statistics are not fixed yet
