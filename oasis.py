@@ -118,7 +118,7 @@ class UpBlock(DiscriminatorBlock):
     """Doubles the size at its start, by repeating pixels."""
 
     def forward(self, x, size):
-        """x (B, in, h, w) -> (B, out, *size); size: that of the features to join."""
+        """x (B, in, h, w) -> (B, out, *size); size: of the features to join, or the image."""
         shortcut = upsample(self.conv_s(x), size)
         x = self.conv_1(upsample(F.leaky_relu(x, LEAK), size))
         x = self.conv_2(leaky_relu(x))
