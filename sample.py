@@ -138,7 +138,7 @@ def paint(generator, labels, noise, batch_size=8):
     if noise.ndim == 4:
         noise = repeat_border(noise, generator.size_multiple)
         if noise.shape[2:] != labels.shape[1:]:
-            raise ValueError(f"noise of {noise.shape[2:]} pixels, label map of {labels.shape[1:]}")
+            raise ValueError(f"noise of shape {tuple(noise.shape)}, labels {tuple(labels.shape)}")
     device = next(generator.parameters()).device
     pictures = []
     for t, z in zip(labels.split(batch_size), noise.split(batch_size)):
